@@ -1,0 +1,173 @@
+"""Decide, before anything long starts, what each weight becomes; refuse what the target can't take.
+
+This is the only place where a recipe meets a target. It reads shapes, never values.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+import torch
+
+from edgeport.errors import TargetRefusesError
+from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
+from edgeport.model.types import Model
+from edgeport.quantized import ScaleDtype
+from edgeport.recipe import Recipe, RoundToNearest
+from edgeport.target import Target
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one weight becomes.
+
+    Attributes:
+        name: parameter name, as in `module.named_parameters()`; the first of its names when tied.
+        kinds: the layer kinds that use it; two when an embedding and a head are tied.
+        shape: of the parameter.
+        format: the weight format chosen.
+        activation: activation format of the layer that multiplies by it.
+        scale_dtype: the float type in which the backend stores its scales.
+        tied: every name of this parameter, when there are several.
+        reason: why this format, in a few words.
+    """
+
+    name: str
+    kinds: tuple[LayerKind, ...]
+    shape: tuple[int, ...]
+    format: WeightFormat
+    activation: ActivationFormat
+    scale_dtype: ScaleDtype
+    tied: tuple[str, ...]
+    reason: str
+
+
+def layer_kind(module: torch.nn.Module) -> LayerKind | None:
+    """The kind of a module whose weight can be compressed, or None."""
+    if isinstance(module, torch.nn.Linear):
+        return "linear"
+    if isinstance(module, torch.nn.Embedding):
+        return "embedding"
+    if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        return "depthwise_conv" if depthwise else "conv"
+    return None
+
+
+def compressible(module: torch.nn.Module) -> dict[str, tuple[tuple[LayerKind, ...], tuple[str, ...]]]:
+    """Every compressible weight: first name -> (layer kinds, all names). Tied weights appear once."""
+    first: dict[int, str] = {}
+    found: dict[str, tuple[list[LayerKind], list[str]]] = {}
+    for prefix, layer in module.named_modules(remove_duplicate=False):
+        kind = layer_kind(layer)
+        if kind is None or not isinstance(getattr(layer, "weight", None), torch.nn.Parameter):
+            continue
+        name = f"{prefix}.weight" if prefix else "weight"
+        key = first.setdefault(id(layer.weight), name)
+        kinds, names = found.setdefault(key, ([], []))
+        if kind not in kinds:
+            kinds.append(kind)
+        names.append(name)
+    return {name: (tuple(kinds), tuple(names)) for name, (kinds, names) in found.items()}
+
+
+def _fits(format_name: str, columns: int) -> bool:
+    size = WeightFormat.parse(format_name).group_size
+    return size is None or columns % size == 0
+
+
+def _choose(step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str, columns: int) -> str:
+    """The first format that the recipe asks for and the target takes, for every kind that uses the weight."""
+    wanted = step.formats(kinds[0])
+    taken = [f for f in wanted if all(f in target.weight_formats(kind) for kind in kinds)]
+    if not taken:
+        offered = [f for f in target.weight_formats(kinds[0]) if all(f in target.weight_formats(k) for k in kinds)]
+        raise TargetRefusesError(
+            f"The target {target.name!r} takes no {kinds[0]} weights in {' or '.join(wanted)}.",
+            where=f"layer {name}",
+            allowed=f"{kinds[0]} weights in {', '.join(offered)}",
+            next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
+        )
+    fitting = [f for f in taken if _fits(f, columns)]
+    return fitting[0] if fitting else "float"
+
+
+def _activation(step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str) -> ActivationFormat:
+    multiplying = [kind for kind in kinds if kind != "embedding"]
+    if not multiplying:
+        return "float"
+    kind = multiplying[0]
+    offered = target.activation_formats(kind)
+    for wanted in step.activations:
+        if wanted in offered:
+            return wanted
+    raise TargetRefusesError(
+        f"The target {target.name!r} can't run quantized {kind} layers "
+        f"with {' or '.join(step.activations)} activations.",
+        where=f"layer {name}",
+        allowed=f"activations in {', '.join(offered) or 'none: leave this layer kind float'}",
+        next_step="Change `activations` in the recipe, or choose another target.",
+    )
+
+
+def check_precision(recipe: Recipe, target: Target) -> None:
+    """Refuse a precision the target does not offer.
+
+    Raises:
+        TargetRefusesError: the recipe asks for it by name and the target lacks it.
+    """
+    asked = recipe.lower.precision
+    if asked != "target" and asked not in target.precisions:
+        raise TargetRefusesError(
+            f"The target {target.name!r} does not take the {asked} precision of the recipe {recipe.name!r}.",
+            where="[lower] precision",
+            allowed=target.precisions,
+            next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
+        )
+
+
+def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ...]:
+    """What every compressible weight of the model becomes, in the module's order.
+
+    A group size that does not divide a layer's input keeps that layer in float, with the reason recorded.
+
+    Raises:
+        TargetRefusesError: the target can't take what the recipe asks for.
+    """
+    check_precision(recipe, target)
+    step = recipe.compress[-1] if recipe.compress else None
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    result = []
+    for name, (kinds, names) in compressible(model.module).items():
+        shape = tuple(parameters[name].shape)
+        columns = parameters[name].numel() // shape[0]
+        activation: ActivationFormat = "float"
+        format_name, reason = "float", "the recipe compresses nothing"
+        if step is not None:
+            if any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in step.exclude):
+                reason = "excluded by the recipe"
+            else:
+                format_name = _choose(step, target, kinds, name, columns)
+                reason = "first format of the recipe that the target takes"
+                if format_name == "float" and not _fits(step.formats(kinds[0])[0], columns):
+                    reason = f"{columns} weights a channel can't be cut into the groups asked for"
+                elif format_name == "float":
+                    reason = f"the target takes no integer {kinds[0]} weights"
+        weight_format = WeightFormat.parse(format_name)
+        if weight_format.quantized and step is not None:
+            activation = _activation(step, target, kinds, name)
+        grouped = weight_format.group_size is not None
+        result.append(
+            Assignment(
+                name=name,
+                kinds=kinds,
+                shape=shape,
+                format=weight_format,
+                activation=activation,
+                scale_dtype=target.scales.grouped if grouped else target.scales.per_channel,
+                tied=names if len(names) > 1 else (),
+                reason=reason,
+            )
+        )
+    return tuple(result)

@@ -1,0 +1,1 @@
+"""Lower to a Core ML model package."""

@@ -1,0 +1,1 @@
+"""Lower to an ExecuTorch program."""

@@ -1,0 +1,119 @@
+"""Model: a loaded checkpoint with what every later stage needs to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeport.formats import ActivationFormat
+    from edgeport.quantized import QuantizedTensor
+
+SourceKind = Literal["huggingface", "hub", "gguf", "factory", "zoo"]
+Modality = Literal["text", "image", "audio", "other"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension that may vary from call to call.
+
+    Attributes:
+        name: the dimension's name, equal across tensors whose sizes must agree ("batch", "sequence").
+        minimum: least size.
+        maximum: largest size.
+        example: the size traced with, and the fixed size where a target takes only fixed shapes.
+    """
+
+    name: str
+    minimum: int
+    maximum: int
+    example: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, numpy dtype name ("float32", "int64", ...), shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Axis, ...]
+
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape with each `Axis` at its example size."""
+        return tuple(size.example if isinstance(size, Axis) else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """How a picture becomes the model's input: resize, centre crop, then (pixel * scale - mean) / std per channel.
+
+    Attributes:
+        size: height and width of the input, pixels.
+        mean, std: per RGB channel, applied to pixel values already multiplied by `scale`.
+        crop: share of the shorter side kept by the centre crop, 0 to 1.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float
+    crop: float = 0.875
+    resample: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from.
+
+    Attributes:
+        kind: how it was addressed.
+        reference: what the user wrote ("zoo:minilm", a path's last part, a hub id).
+        files: sha256 of each file that was read, by name.
+        licence: SPDX id where known.
+        note: what a reader of the evidence must know ("the checkpoint is already rounded to 4 bits").
+    """
+
+    kind: SourceKind
+    reference: str
+    files: Mapping[str, str]
+    licence: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, ready to compress and lower.
+
+    `module(**inputs)` takes the named input tensors and returns a ModelOutput, a dict, a tuple or a
+    tensor; `outputs` names the tensors that are exported, in order. The module is in eval mode, in
+    float32, and is never changed in place by another stage.
+
+    Attributes:
+        name: short name for files, for example "minilm".
+        task: optimum's task name ("feature-extraction", "text-generation", "image-classification", ...).
+        huggingface: the module is a transformers PreTrainedModel.
+        example: one example value for each input, at the specs' example sizes.
+        assets: files a device needs beside the model: destination name to path (tokenizer.json, ...).
+        labels: class names for classifiers.
+        quantized: weights that were compressed, by parameter name; the module holds their dequantised values.
+        activations: activation format of each quantized layer, by parameter name.
+    """
+
+    name: str
+    module: torch.nn.Module
+    source: Source
+    task: str
+    modality: Modality
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: Mapping[str, torch.Tensor]
+    huggingface: bool
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    image: ImagePreprocessing | None = None
+    labels: tuple[str, ...] = ()
+    quantized: Mapping[str, QuantizedTensor] = field(default_factory=dict)
+    activations: Mapping[str, ActivationFormat] = field(default_factory=dict)

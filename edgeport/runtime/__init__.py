@@ -1,0 +1,1 @@
+"""A Session per runtime."""

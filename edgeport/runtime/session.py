@@ -1,0 +1,62 @@
+"""Session: a loaded artifact (or the original torch model) that answers named arrays with named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeport.export.artifact import Artifact
+
+    Arrays = Mapping[str, np.ndarray]
+
+
+class Session(Protocol):
+    """What every runtime offers.
+
+    Attributes:
+        name: "torch", "onnxruntime", "executorch" or "coreml-reference".
+        vendor_kernels: the arithmetic is the shipped runtime's own; False for a reference evaluator,
+            whose time says nothing about a device.
+    """
+
+    name: str
+    vendor_kernels: bool
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            inputs: every input of the artifact by name; values are cast to the dtype the file takes
+                when that loses nothing (int64 to int32 within range), refused otherwise.
+
+        Returns:
+            Every output by name, in the model's output names.
+
+        Raises:
+            BadInputError: an input is missing, unknown, or its shape does not fit.
+        """
+
+
+def open_session(artifact: Artifact, *, threads: int = 1) -> Session:
+    """Load an artifact in its runtime.
+
+    Args:
+        threads: intra-op threads, where the runtime has them.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+    if artifact.runtime == "onnxruntime":
+        from edgeport.runtime.onnxruntime import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(artifact, threads=threads)
+    if artifact.runtime == "executorch":
+        from edgeport.runtime.executorch import open_executorch
+
+        return open_executorch(artifact, threads=threads)
+    from edgeport.runtime.coreml.session import CoreMLReferenceSession
+
+    return CoreMLReferenceSession(artifact)

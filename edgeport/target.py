@@ -1,0 +1,165 @@
+"""Where a model must run: a target is data, one TOML file in `targets/`.
+
+It says what the backend takes (weight formats per layer kind, how scales are stored, activation
+formats, shapes) and what the device is, with a source for every device figure. Adding a phone is
+adding a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from edgeport.errors import BadInputError
+from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
+from edgeport.quantized import ScaleDtype
+from edgeport.resources import data_folder
+from edgeport.schema import Strict, read_toml
+
+RuntimeName = Literal["onnxruntime", "executorch", "coreml"]
+ShapeMode = Literal["fixed", "dynamic"]
+
+
+class Weights(Strict):
+    """Weight formats the backend takes, per layer kind."""
+
+    linear: tuple[str, ...]
+    embedding: tuple[str, ...]
+    conv: tuple[str, ...]
+    depthwise_conv: tuple[str, ...]
+
+    @field_validator("linear", "embedding", "conv", "depthwise_conv")
+    @classmethod
+    def _formats_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            WeightFormat.parse(name)
+        return value
+
+
+class Activations(Strict):
+    """Activation formats the backend takes in layers with integer weights, per layer kind.
+
+    A kind whose list lacks `float` can't run weight-only; one with an empty list can't be quantized.
+    """
+
+    linear: tuple[ActivationFormat, ...]
+    conv: tuple[ActivationFormat, ...]
+    depthwise_conv: tuple[ActivationFormat, ...]
+    embedding: tuple[ActivationFormat, ...] = ("float",)
+
+
+class ScaleStorage(Strict):
+    """The float type in which the backend stores scales: methods search on that very grid."""
+
+    per_channel: ScaleDtype = "float32"
+    grouped: ScaleDtype = "float32"
+
+
+class OnnxRuntimeOptions(Strict):
+    """Lowering for ONNX Runtime."""
+
+    opset: int = Field(ge=17, le=24)
+    ort_format: bool = Field(default=False, description="write an ORT-format file beside the .onnx file")
+
+
+class ExecuTorchOptions(Strict):
+    """Lowering for ExecuTorch."""
+
+    delegate: Literal["xnnpack", "coreml"]
+    minimum_deployment_target: Literal["iOS17", "iOS18"] | None = None
+
+
+class CoreMLOptions(Strict):
+    """Lowering for Core ML."""
+
+    minimum_deployment_target: Literal["iOS17", "iOS18"]
+
+
+class Execution(Strict):
+    """Where the artifact can be run by edgeport, and in what sense.
+
+    `runtime`: the very runtime, on this machine's processor. `reference`: edgeport's evaluator of the
+    saved file, not the vendor's kernels. `none`: converted, not executed here.
+    """
+
+    here: Literal["runtime", "reference", "none"]
+    statement: str
+
+
+class Device(Strict):
+    """Figures of the device, each with a source in `sources`."""
+
+    ram_gb: float | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    memory_bandwidth_gb_s: float | None = None
+
+
+class Source(Strict):
+    """Where a figure or a statement comes from."""
+
+    what: str
+    source: str
+
+
+class Target(Strict):
+    """A whole target file."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    title: str
+    os: str
+    arch: str
+    runtime: RuntimeName
+    precisions: tuple[Literal["fp32", "fp16"], ...] = Field(description="first is the one the target prefers")
+    shapes: tuple[ShapeMode, ...] = Field(description="first is the default")
+    weights: Weights
+    activations: Activations
+    scales: ScaleStorage = ScaleStorage()
+    onnxruntime: OnnxRuntimeOptions | None = None
+    executorch: ExecuTorchOptions | None = None
+    coreml: CoreMLOptions | None = None
+    execution: Execution
+    device: Device = Device()
+    sources: tuple[Source, ...] = ()
+
+    def weight_formats(self, kind: LayerKind) -> tuple[str, ...]:
+        """Weight formats taken for a layer kind."""
+        value: tuple[str, ...] = getattr(self.weights, kind)
+        return value
+
+    def activation_formats(self, kind: LayerKind) -> tuple[ActivationFormat, ...]:
+        """Activation formats taken for a quantized layer of a kind."""
+        value: tuple[ActivationFormat, ...] = getattr(self.activations, kind)
+        return value
+
+
+def target_names() -> list[str]:
+    """The targets of this installation, sorted."""
+    return sorted(path.stem for path in data_folder("targets").glob("*.toml"))
+
+
+def load_target(reference: str) -> Target:
+    """Read a target by name, or by the path of a TOML file.
+
+    Raises:
+        BadInputError: there is no such target, or the file is wrong.
+    """
+    path = Path(reference)
+    if path.suffix != ".toml":
+        path = data_folder("targets") / f"{reference}.toml"
+        if "/" in reference or not path.is_file():
+            close = difflib.get_close_matches(reference, target_names(), n=1)
+            raise BadInputError(
+                f"There is no target {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
+                where="--target",
+                allowed=[*target_names(), "or the path of a .toml file"],
+                next_step="`edgeport targets` shows what each takes.",
+            )
+    target = read_toml(Target, path)
+    if getattr(target, target.runtime) is None:
+        raise BadInputError(f"The target runs on {target.runtime} but has no [{target.runtime}] table.", where=path)
+    return target

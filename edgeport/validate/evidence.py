@@ -1,0 +1,204 @@
+"""Evidence: what was measured on the shipped file, by whom, when, and how far it can be trusted.
+
+These schemas are `evidence.json`. A number that was not measured is absent, never zero; the field
+beside it says why.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeport.schema import Strict
+
+State = Literal["yes", "no", "failed"]
+
+
+class States(Strict):
+    """Three claims kept apart.
+
+    Attributes:
+        lowered: the file was written and loads.
+        executed_here: "runtime" (the very runtime), "reference" (edgeport's evaluator), or "none".
+        numerics_verified: outputs of the file were compared with the uncompressed torch model; "failed"
+            when the comparison was made and went outside the gate's parity budgets, "no" when not made.
+        statement: the same in words, as the report prints it.
+    """
+
+    lowered: State
+    executed_here: Literal["runtime", "reference", "none"]
+    numerics_verified: State
+    statement: str
+
+
+class DataRecord(Strict):
+    """The inputs that a measurement used.
+
+    Attributes:
+        name: data card, or "synthetic".
+        real: real data; False for random tensors.
+        sha256: of the data file, by name.
+        slice: which samples, in words.
+        licence: SPDX id.
+        samples: how many.
+    """
+
+    name: str
+    real: bool
+    sha256: dict[str, str]
+    slice: str
+    licence: str | None
+    samples: int
+
+
+class Interval(Strict):
+    """A mean with a 95% confidence interval over n samples (bootstrap percentile), unit in the field's name."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class OutputParity(Strict):
+    """One output of the file against the uncompressed torch model, over all samples.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        relative_l2: ||difference|| / ||reference|| over everything.
+        cosine: mean cosine similarity a sample, with interval; cosine_worst: the least of all samples.
+        top1_agreement: share of equal argmax over the last axis (classifiers and language models).
+        kl: mean KL(reference || artifact), nats (classifiers and language models).
+        positions: argmax comparisons made.
+        finite: every value of the artifact's output is finite.
+    """
+
+    output: str
+    max_abs: float
+    relative_l2: float
+    cosine: Interval
+    cosine_worst: float
+    top1_agreement: Interval | None = None
+    kl: Interval | None = None
+    positions: int | None = None
+    finite: bool
+
+
+class WeightCheck(Strict):
+    """The weights in the file against the logical ones, bit for bit.
+
+    Attributes:
+        checked: tensors compared; equal: those with the same codes and the same dequantised values.
+        different: "name: what differs" for the rest.
+    """
+
+    checked: int
+    equal: int
+    different: tuple[str, ...]
+
+
+class Latency(Strict):
+    """Single-thread latency, interleaved with the fp32 artifact of the same runtime.
+
+    Attributes:
+        valid: False when the run was too short or too noisy to be a claim; `note` says why.
+        ratio: p50 of this artifact / p50 of the baseline, with a bootstrap interval.
+    """
+
+    threads: int
+    queries: int
+    warmup: int
+    p50_ms: float
+    p90_ms: float
+    cpu_ms: float
+    baseline_p50_ms: float
+    baseline_p90_ms: float
+    ratio: Interval
+    valid: bool
+    note: str
+    input_shapes: dict[str, tuple[int, ...]]
+
+
+class Memory(Strict):
+    """Measured in a fresh process that only loads the file and runs it once.
+
+    Attributes:
+        peak_rss_mb: ru_maxrss of that process, MB (1e6 bytes).
+        runtime_rss_mb: resident after importing the runtime, before loading the file.
+        baseline_peak_rss_mb: the same for the fp32 artifact.
+        load_ms: time to load the file.
+        first_run_ms: time of the first inference.
+    """
+
+    peak_rss_mb: float
+    runtime_rss_mb: float
+    baseline_peak_rss_mb: float | None
+    load_ms: float
+    first_run_ms: float
+
+
+class Size(Strict):
+    """Bytes on disk of the model file(s) alone, and of the fp32 artifact of the same runtime."""
+
+    bytes: int
+    baseline_bytes: int
+    ratio: float
+    predicted_bytes: int | None = None
+
+
+class Check(Strict):
+    """One line of the gate.
+
+    Attributes:
+        metric: the budget's name in the recipe.
+        measured, allowed: in the metric's own unit; None when it could not be measured.
+        passed: False also when it could not be measured: the gate fails closed.
+        exit_code: the code this check fails with.
+        advice: the first thing to try.
+    """
+
+    metric: str
+    output: str | None = None
+    measured: float | None
+    allowed: float
+    passed: bool
+    exit_code: int
+    message: str
+    advice: str
+
+
+class Verdict(Strict):
+    """The gate's answer. `exit_code` is 0, or the lowest code of the failed checks."""
+
+    passed: bool
+    exit_code: int
+    checks: tuple[Check, ...]
+
+
+class Machine(Strict):
+    """Where and with what the measurement was made."""
+
+    platform: str
+    cpu: str
+    cores: int
+    memory_gb: float
+    python: str
+    versions: dict[str, str]
+
+
+class Evidence(Strict):
+    """Everything measured about one artifact."""
+
+    schema_version: Literal[1] = 1
+    measured_at: str
+    machine: Machine
+    manifest_sha256: str | None = None
+    states: States
+    data: DataRecord
+    parity: tuple[OutputParity, ...]
+    weights: WeightCheck | None
+    size: Size
+    latency: Latency | None
+    latency_absent: str | None = None
+    memory: Memory | None
+    memory_absent: str | None = None
+    verdict: Verdict
