@@ -89,6 +89,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Delete the temporary folders that killed runs left in `parent` (their process no longer runs)."""
+    for path in parent.glob(".*.tmp"):
+        fields = path.name.split(".")
+        if len(fields) >= 4 and fields[-3].isdigit() and path.is_dir() and not _is_running(int(fields[-3])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` when the block ends without an error.
@@ -98,12 +116,13 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: take the place of an existing folder (the old one goes only after the new is whole).
 
     Raises:
-        BadInputError: the parent can't be written.
+        BadInputError: the parent can't be written, or `path` exists and is not to be replaced.
     """
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        remove_abandoned(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
         raise BadInputError(
             f"The folder can't be written: {error.strerror}.",
@@ -114,12 +133,15 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         os.chmod(temporary, 0o755)
         yield temporary
         if replace and path.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
+            old = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
+            os.rename(path, old)
+            os.rename(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                raise BadInputError("The folder exists already.", where=path) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
