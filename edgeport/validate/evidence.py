@@ -2,6 +2,9 @@
 
 These schemas are `evidence.json`. A number that was not measured is absent, never zero; the field
 beside it says why.
+
+`edgeport.validate.run.measure` makes `Measurements`; `edgeport.gate.judge` reads them against a recipe's
+budgets and gives the `Verdict`; `edgeport.gate.conclude` puts the two together as `Evidence`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class States(Strict):
         executed_here: "runtime" (the very runtime), "reference" (edgeport's evaluator), or "none".
         numerics_verified: outputs of the file were compared with the uncompressed torch model; "failed"
             when the comparison was made and went outside the gate's parity budgets, "no" when not made.
+            It is the gate's to say: before the gate has judged (`Measurements`) it is "no".
         statement: the same in words, as the report prints it.
     """
 
@@ -51,7 +55,11 @@ class DataRecord(Strict):
 
 
 class Interval(Strict):
-    """A mean with a 95% confidence interval over n samples (bootstrap percentile), unit in the field's name."""
+    """A mean with a 95% confidence interval over n samples, unit in the field's name.
+
+    The interval is a bootstrap over samples (edgeport/validate/intervals.py). With n = 1 there is nothing
+    to resample: low and high equal the mean and say nothing about the spread.
+    """
 
     mean: float
     low: float
@@ -60,35 +68,45 @@ class Interval(Strict):
 
 
 class OutputParity(Strict):
-    """One output of the file against the uncompressed torch model, over all samples.
+    """One output of the file against the uncompressed torch model, over all samples, padding left out.
+
+    Where the artifact's output is not finite, no number can be computed: `finite` is False and the
+    numbers are absent.
 
     Attributes:
-        max_abs: largest absolute difference.
+        main: judged by the budgets; False for an output that the task does not use.
+        max_abs: largest absolute difference, in the output's own unit.
         relative_l2: ||difference|| / ||reference|| over everything.
-        cosine: mean cosine similarity a sample, with interval; cosine_worst: the least of all samples.
-        top1_agreement: share of equal argmax over the last axis (classifiers and language models).
+        cosine: mean cosine similarity a sample, with interval; over all samples at once where a sample
+            is a single number. cosine_worst: the least of all samples.
+        top1_agreement: share of equal argmax over the classes (classifiers and language models).
         kl: mean KL(reference || artifact), nats (classifiers and language models).
-        positions: argmax comparisons made.
+        positions: argmax comparisons made; absent where the output is no distribution over classes.
         finite: every value of the artifact's output is finite.
+        varies: False when the artifact gives one constant value, or the same output for every sample,
+            where the original does not.
     """
 
     output: str
-    max_abs: float
-    relative_l2: float
-    cosine: Interval
-    cosine_worst: float
+    main: bool = True
+    max_abs: float | None
+    relative_l2: float | None
+    cosine: Interval | None
+    cosine_worst: float | None
     top1_agreement: Interval | None = None
     kl: Interval | None = None
     positions: int | None = None
     finite: bool
+    varies: bool = True
 
 
 class WeightCheck(Strict):
     """The weights in the file against the logical ones, bit for bit.
 
     Attributes:
-        checked: tensors compared; equal: those with the same codes and the same dequantised values.
-        different: "name: what differs" for the rest.
+        checked: logical tensors looked for in the file; 0 only when nothing was compressed.
+        equal: those with the same codes, the same scales and the same dequantised values.
+        different: "name: what differs" for the rest, and for compressed tensors that only the file has.
     """
 
     checked: int
@@ -100,8 +118,10 @@ class Latency(Strict):
     """Single-thread latency, interleaved with the fp32 artifact of the same runtime.
 
     Attributes:
+        queries: timed calls of each of the two artifacts.
+        cpu_ms: median processor time of a call, all threads of the process.
         valid: False when the run was too short or too noisy to be a claim; `note` says why.
-        ratio: p50 of this artifact / p50 of the baseline, with a bootstrap interval.
+        ratio: p50 of this artifact / p50 of the baseline, with a bootstrap interval over pairs of calls.
     """
 
     threads: int
@@ -122,7 +142,7 @@ class Memory(Strict):
     """Measured in a fresh process that only loads the file and runs it once.
 
     Attributes:
-        peak_rss_mb: ru_maxrss of that process, MB (1e6 bytes).
+        peak_rss_mb: most memory ever resident in that process (VmHWM on Linux), MB (1e6 bytes).
         runtime_rss_mb: resident after importing the runtime, before loading the file.
         baseline_peak_rss_mb: the same for the fp32 artifact.
         load_ms: time to load the file.
@@ -137,11 +157,14 @@ class Memory(Strict):
 
 
 class Size(Strict):
-    """Bytes on disk of the model file(s) alone, and of the fp32 artifact of the same runtime."""
+    """Bytes on disk of the model file(s) alone, and of the fp32 artifact of the same runtime.
+
+    `baseline_bytes` and `ratio` are absent where there is no such artifact to compare with.
+    """
 
     bytes: int
-    baseline_bytes: int
-    ratio: float
+    baseline_bytes: int | None
+    ratio: float | None
     predicted_bytes: int | None = None
 
 
@@ -185,8 +208,8 @@ class Machine(Strict):
     versions: dict[str, str]
 
 
-class Evidence(Strict):
-    """Everything measured about one artifact."""
+class Measurements(Strict):
+    """Everything measured about one artifact, before the gate has judged it."""
 
     schema_version: Literal[1] = 1
     measured_at: str
@@ -201,4 +224,9 @@ class Evidence(Strict):
     latency_absent: str | None = None
     memory: Memory | None
     memory_absent: str | None = None
+
+
+class Evidence(Measurements):
+    """Everything measured about one artifact, and what the gate says of it."""
+
     verdict: Verdict
