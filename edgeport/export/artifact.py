@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeport.model.types import Axis, TensorSpec
-from edgeport.target import RuntimeName, ShapeMode
+
+if TYPE_CHECKING:
+    # Not at run time: the memory probe imports this module and must not carry pydantic.
+    from edgeport.target import RuntimeName, ShapeMode
 
 
 @dataclass(frozen=True)

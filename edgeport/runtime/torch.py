@@ -1,0 +1,89 @@
+"""The original model as a Session: eager PyTorch, the reference that every artifact is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeport.errors import BadInputError
+from edgeport.model.types import Axis, Model, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class TorchSession:
+    """Runs `model.module` as it is, in inference mode, on the processor."""
+
+    name = "torch"
+    vendor_kernels = True
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            inputs: every input by name, in the shapes of `model.inputs`.
+
+        Returns:
+            Every output of `model.outputs` by name; floating point as float32.
+
+        Raises:
+            BadInputError: an input is missing or unknown, or its shape or dtype does not fit.
+        """
+        specs = {spec.name: spec for spec in self.model.inputs}
+        if set(inputs) != set(specs):
+            raise BadInputError(
+                "The inputs' names don't fit the model.", where=", ".join(sorted(inputs)), allowed=sorted(specs)
+            )
+        tensors = {name: as_tensor(specs[name], value) for name, value in inputs.items()}
+        with torch.inference_mode():
+            result = self.model.module(**tensors)
+        found = named_outputs(result, tuple(spec.name for spec in self.model.outputs))
+        return {name: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for name, t in found.items()}
+
+
+def as_tensor(spec: TensorSpec, value: np.ndarray) -> torch.Tensor:
+    """An array as the tensor that an input takes.
+
+    Raises:
+        BadInputError: the shape is not the spec's, or the dtype can't be cast without loss of kind.
+    """
+    sizes = [(size.minimum, size.maximum) if isinstance(size, Axis) else (size, size) for size in spec.shape]
+    fits = value.ndim == len(sizes) and all(low <= n <= high for n, (low, high) in zip(value.shape, sizes, strict=True))
+    if not fits:
+        raise BadInputError(
+            f"The input has the shape {value.shape}.",
+            where=spec.name,
+            allowed=", ".join(str(low) if low == high else f"{low} to {high}" for low, high in sizes),
+        )
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    tensor = torch.tensor(value)
+    if tensor.is_floating_point() and not dtype.is_floating_point:
+        raise BadInputError(f"The input is {value.dtype}.", where=spec.name, allowed=spec.dtype)
+    return tensor.to(dtype)
+
+
+def named_outputs(result: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """A module's answer as named tensors, in the order of `names`.
+
+    Args:
+        result: a ModelOutput or another mapping (looked up by name), a tuple or list (by position), or a tensor.
+
+    Raises:
+        BadInputError: the module gives no such output.
+    """
+    if isinstance(result, torch.Tensor):
+        result = (result,)
+    if isinstance(result, Mapping):
+        found = {name: result[name] for name in names if name in result}
+    else:
+        found = dict(zip(names, result, strict=False))
+    missing = [name for name in names if not isinstance(found.get(name), torch.Tensor)]
+    if missing:
+        raise BadInputError("The module gives no such output tensor.", where=missing[0], allowed=sorted(found))
+    return found

@@ -1,0 +1,205 @@
+"""Measure one artifact: everything that the evidence says of it, before the gate judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from edgeport.errors import EdgeportError, MeasurementError
+from edgeport.validate.evidence import DataRecord, Latency, Measurements, Memory, States
+from edgeport.validate.latency import measure_latency
+from edgeport.validate.machine import this_machine
+from edgeport.validate.memory import measure_memory
+from edgeport.validate.parity import compare
+from edgeport.validate.size import measure_size, model_bytes
+from edgeport.validate.weights import check_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeport.export.artifact import Artifact
+    from edgeport.quantized import QuantizedTensor
+    from edgeport.runtime.session import Session
+    from edgeport.target import Execution
+
+    Arrays = Mapping[str, np.ndarray]
+    Watch = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        threads: of the runtime.
+        queries, warmup: timed and untimed calls of each artifact; seconds: least time timed in all.
+        limit_seconds: when to stop timing at the latest.
+        probes: fresh processes for memory and load time, of each artifact.
+    """
+
+    threads: int = 1
+    queries: int = 100
+    warmup: int = 10
+    seconds: float = 3.0
+    limit_seconds: float = 60.0
+    probes: int = 3
+
+
+QUICK = Effort(queries=10, warmup=2, seconds=0.0, limit_seconds=10.0, probes=1)
+"""For a first look: its latency is not valid as a claim, and says so."""
+
+
+def ignore(done: int, total: int, detail: str) -> None:
+    """A watcher that shows nothing."""
+
+
+def measure(
+    artifact: Artifact,
+    *,
+    samples: Sequence[Arrays],
+    reference: Sequence[Arrays],
+    task: str,
+    execution: Execution,
+    logical: Mapping[str, QuantizedTensor],
+    data: DataRecord,
+    baseline: Artifact | None = None,
+    baseline_bytes: int | None = None,
+    predicted_bytes: int | None = None,
+    timing_inputs: Arrays | None = None,
+    effort: Effort = Effort(),
+    manifest_sha256: str | None = None,
+    watch: Watch = ignore,
+) -> Measurements:
+    """Measure an artifact against the uncompressed model and against the fp32 artifact of the same runtime.
+
+    Args:
+        samples: real inputs, one mapping a call.
+        reference: outputs of the uncompressed torch model on `samples`.
+        task: optimum's task name.
+        execution: the target's word on where and in what sense the artifact runs here.
+        logical: the compressed weights, by parameter name; empty when nothing was compressed.
+        data: where the samples come from.
+        baseline: the fp32 artifact of the same runtime; without it latency is absent.
+        baseline_bytes: its size, where only that is known.
+        timing_inputs: inputs for latency and memory; the largest sample when left out.
+        watch: told (steps done, steps in all, what).
+
+    Raises:
+        MeasurementError: the reference is degenerate, or outputs don't fit it; see `parity.compare`.
+        BadInputError: the artifact can't be loaded or takes other inputs.
+    """
+    from edgeport.export.dispatch import read_weights
+    from edgeport.runtime.session import open_session
+
+    steps = len(samples) + 4
+    watch(0, steps, "loading")
+    if baseline is not None:
+        baseline_bytes = model_bytes(baseline)
+    size = measure_size(artifact, baseline_bytes, predicted_bytes)
+    watch(1, steps, "weights in the file")
+    weights = check_weights(logical, read_weights(artifact))
+
+    if execution.here == "none":
+        # Converted, not executed here: a legal and honest value, with no number beside it.
+        states = States(lowered="yes", executed_here="none", numerics_verified="no", statement=execution.statement)
+        absent = "The artifact is not executed here."
+        return Measurements(
+            measured_at=now(),
+            machine=this_machine(),
+            manifest_sha256=manifest_sha256,
+            states=states,
+            data=data,
+            parity=(),
+            weights=weights,
+            size=size,
+            latency=None,
+            latency_absent=absent,
+            memory=None,
+            memory_absent=absent,
+        )
+
+    session = open_session(artifact, threads=effort.threads)
+    executed = "runtime" if session.vendor_kernels else "reference"
+    if executed != execution.here:
+        raise MeasurementError(
+            f"The target says that the artifact runs here by {execution.here!r}, but it ran by {executed!r}.",
+            where=session.name,
+            next_step="Correct [execution] in the target's file: its statement goes into the evidence.",
+        )
+    parity = compare(reference, answers(session, samples, watch, steps), task=task, inputs=samples)
+    del session
+    inputs = timing_inputs if timing_inputs is not None else largest(samples)
+    watch(len(samples) + 2, steps, "latency")
+    latency, latency_absent = timed(artifact, baseline, inputs, executed, effort)
+    watch(len(samples) + 3, steps, "memory")
+    memory, memory_absent = weighed(artifact, baseline, inputs, executed, effort)
+    watch(steps, steps, "measured")
+    return Measurements(
+        measured_at=now(),
+        machine=this_machine(),
+        manifest_sha256=manifest_sha256,
+        states=States(lowered="yes", executed_here=executed, numerics_verified="no", statement=execution.statement),
+        data=data,
+        parity=parity,
+        weights=weights,
+        size=size,
+        latency=latency,
+        latency_absent=latency_absent,
+        memory=memory,
+        memory_absent=memory_absent,
+    )
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def answers(session: Session, samples: Sequence[Arrays], watch: Watch, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """The session's outputs, one sample after the other."""
+    for index, sample in enumerate(samples):
+        watch(index + 2, steps, f"sample {index + 1} of {len(samples)}")
+        yield session.run(sample)
+
+
+def largest(samples: Sequence[Arrays]) -> Arrays:
+    """The first of the samples with the most numbers."""
+    return max(samples, key=lambda sample: sum(value.size for value in sample.values()))
+
+
+def timed(
+    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: str, effort: Effort
+) -> tuple[Latency | None, str | None]:
+    """Latency, or why there is none."""
+    if executed != "runtime":
+        return None, "A reference evaluator's time says nothing about a device."
+    if baseline is None:
+        return None, "There is no fp32 artifact of the same runtime to compare with."
+    try:
+        latency = measure_latency(
+            artifact,
+            baseline,
+            inputs,
+            threads=effort.threads,
+            queries=effort.queries,
+            warmup=effort.warmup,
+            seconds=effort.seconds,
+            limit_seconds=effort.limit_seconds,
+        )
+    except EdgeportError as error:
+        return None, error.what
+    return latency, None
+
+
+def weighed(
+    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: str, effort: Effort
+) -> tuple[Memory | None, str | None]:
+    """Memory, or why there is none."""
+    if executed != "runtime":
+        return None, "A reference evaluator's memory says nothing about a device."
+    try:
+        return measure_memory(artifact, baseline, inputs, threads=effort.threads, runs=effort.probes), None
+    except EdgeportError as error:
+        return None, error.what
