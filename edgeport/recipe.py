@@ -114,11 +114,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load_recipe(reference: str) -> Recipe:
-    """Read a recipe by name, or by the path of a TOML file.
+def recipe_path(reference: str) -> Path:
+    """The file of a recipe given by name, or by the path of a TOML file (which may not exist).
 
     Raises:
-        BadInputError: there is no such recipe, or the file is wrong.
+        BadInputError: there is no such recipe.
     """
     path = Path(reference)
     if path.suffix != ".toml":
@@ -131,7 +131,25 @@ def load_recipe(reference: str) -> Recipe:
                 allowed=[*recipe_names(), "or the path of a .toml file"],
                 next_step="`edgeport recipes` shows what each does.",
             )
-    return read_toml(Recipe, path)
+    return path
 
 
-__all__ = ["LAYER_KINDS", "Budgets", "Lowering", "Recipe", "RoundToNearest", "load_recipe", "recipe_names"]
+def load_recipe(reference: str) -> Recipe:
+    """Read a recipe by name, or by the path of a TOML file.
+
+    Raises:
+        BadInputError: there is no such recipe, or the file is wrong.
+    """
+    return read_toml(Recipe, recipe_path(reference))
+
+
+__all__ = [
+    "LAYER_KINDS",
+    "Budgets",
+    "Lowering",
+    "Recipe",
+    "RoundToNearest",
+    "load_recipe",
+    "recipe_names",
+    "recipe_path",
+]

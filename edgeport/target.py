@@ -142,11 +142,11 @@ def target_names() -> list[str]:
     return sorted(path.stem for path in data_folder("targets").glob("*.toml"))
 
 
-def load_target(reference: str) -> Target:
-    """Read a target by name, or by the path of a TOML file.
+def target_path(reference: str) -> Path:
+    """The file of a target given by name, or by the path of a TOML file (which may not exist).
 
     Raises:
-        BadInputError: there is no such target, or the file is wrong.
+        BadInputError: there is no such target.
     """
     path = Path(reference)
     if path.suffix != ".toml":
@@ -159,6 +159,16 @@ def load_target(reference: str) -> Target:
                 allowed=[*target_names(), "or the path of a .toml file"],
                 next_step="`edgeport targets` shows what each takes.",
             )
+    return path
+
+
+def load_target(reference: str) -> Target:
+    """Read a target by name, or by the path of a TOML file.
+
+    Raises:
+        BadInputError: there is no such target, or the file is wrong.
+    """
+    path = target_path(reference)
     target = read_toml(Target, path)
     if getattr(target, target.runtime) is None:
         raise BadInputError(f"The target runs on {target.runtime} but has no [{target.runtime}] table.", where=path)
