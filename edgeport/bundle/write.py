@@ -1,0 +1,238 @@
+"""Write a bundle: one folder with the model, what it needs, and the proof that it works.
+
+    manifest.json    what it is; follows from the inputs alone (edgeport.bundle.manifest)
+    evidence.json    what was measured, when and where (edgeport.validate.evidence)
+    report.html      both, for people; holds the exact bytes of evidence.json
+    model/           the artifact's files
+    assets/          tokenizer, preprocessing: what an app needs beside the model
+    golden/          golden vectors (edgeport.bundle.golden)
+
+The chain of hashes: the manifest hashes every file and the report without its evidence; the evidence
+carries the hash of the manifest; the report carries the evidence.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeport.bundle.golden import Golden, save_golden
+from edgeport.bundle.manifest import (
+    ASSETS_FOLDER,
+    GOLDEN_FOLDER,
+    MODEL_FOLDER,
+    FileEntry,
+    ImageEntry,
+    LayerEntry,
+    Manifest,
+    SettingsEntry,
+    SourceEntry,
+    TensorEntry,
+    check_relative,
+)
+from edgeport.errors import BadInputError
+from edgeport.storage import canonical_json, hash_bytes, hash_file, list_files, new_folder, tree_size
+
+if TYPE_CHECKING:
+    from edgeport.compress.apply import LayerRecord
+    from edgeport.export.artifact import Artifact, LoweringSettings
+    from edgeport.model.types import Model
+    from edgeport.recipe import Recipe
+    from edgeport.target import Target
+    from edgeport.validate.evidence import Evidence
+
+MANIFEST = "manifest.json"
+EVIDENCE = "evidence.json"
+REPORT = "report.html"
+
+TEXT_BYTES = 4 * 1024 * 1024
+"""Room for manifest, evidence and report together; MiniLM's take 0.1 MB."""
+
+Render = Callable[[Mapping[str, Any], str], str]
+"""(manifest as JSON values, text of evidence.json or "") -> the text of report.html, which holds that text once."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle.
+
+    Attributes:
+        model: the original model: its name, source, task, assets and preprocessing are recorded.
+        artifact: the lowered model; its files are copied.
+        layers: what compression did to each compressible weight.
+        golden: golden vectors; the first few samples are kept.
+        evidence: what was measured on `artifact`.
+        toolchain: versions of the packages that decide what the files contain.
+    """
+
+    model: Model
+    recipe: Recipe
+    target: Target
+    settings: LoweringSettings
+    artifact: Artifact
+    layers: tuple[LayerRecord, ...]
+    golden: Golden
+    evidence: Evidence
+    toolchain: Mapping[str, str]
+
+
+def evidence_text(evidence: Evidence) -> str:
+    """The text of evidence.json. No "<" in it: it can stand inside an HTML script element as it is."""
+    return canonical_json(evidence.model_dump(mode="json")).replace("<", "\\u003c")
+
+
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Refuse, before anything long starts, a place where a bundle can't be put.
+
+    With `force` an older bundle or an empty folder is replaced; a folder of anything else never is.
+
+    Raises:
+        BadInputError: the place is taken, or can't be made.
+    """
+    if destination.is_dir():
+        taken = any(destination.iterdir())
+        if taken and not (destination / MANIFEST).is_file():
+            raise BadInputError(
+                "The output folder exists and is no bundle; edgeport does not replace it.",
+                where=destination,
+                next_step="Choose another output folder.",
+            )
+        if not force:
+            raise BadInputError(
+                "The output folder exists already.",
+                where=destination,
+                next_step="Choose another output folder, or pass --force to replace it.",
+            )
+    elif destination.exists() or destination.is_symlink():
+        raise BadInputError("The output is a file, not a folder.", where=destination)
+    else:
+        above = _existing(destination)
+        if not above.is_dir():
+            raise BadInputError(
+                "The output folder can't be made: a part of its path is a file.",
+                where=above,
+                next_step="Choose another output folder.",
+            )
+
+
+def _existing(path: Path) -> Path:
+    """The closest of a path and the folders above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_space(destination: Path, needed: int) -> None:
+    place = _existing(destination)
+    available = shutil.disk_usage(place).free
+    if available < needed:
+        raise BadInputError(
+            f"There is no room for the bundle: it needs {needed:,} bytes, {available:,} are free.",
+            where=place,
+            next_step="Free some space, or choose an output folder on another disk.",
+        )
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copy a file's content only: no times, no permission bits of the machine it was made on."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, destination)
+    destination.chmod(0o644)
+
+
+def _asset(name: str) -> str:
+    try:
+        return check_relative(name)
+    except ValueError as error:
+        raise BadInputError(f"An asset has a bad name: {error}.", where=name) from error
+
+
+def _write_files(folder: Path, contents: Contents, golden: Golden) -> None:
+    """Copy the model and its assets, and write the golden vectors."""
+    root = contents.artifact.root
+    for source in list_files(root):
+        _copy(source, folder / MODEL_FOLDER / source.relative_to(root))
+    for name, source in contents.model.assets.items():
+        _copy(source, folder / ASSETS_FOLDER / _asset(name))
+    (folder / GOLDEN_FOLDER).mkdir()
+    save_golden(golden, folder / GOLDEN_FOLDER)
+
+
+def _files(folder: Path) -> dict[str, FileEntry]:
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=hash_file(path), bytes=path.stat().st_size)
+        for path in list_files(folder)
+    }
+
+
+def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
+    """The manifest of a bundle with these files, still without the hash of its report."""
+    model, artifact = contents.model, contents.artifact
+    return Manifest(
+        name=model.name,
+        task=model.task,
+        modality=model.modality,
+        source=SourceEntry.model_validate(asdict(model.source)),
+        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        recipe=contents.recipe,
+        target=contents.target,
+        settings=SettingsEntry.model_validate(asdict(contents.settings)),
+        runtime=artifact.runtime,
+        delegate=artifact.delegate,
+        entry=f"{MODEL_FOLDER}/{artifact.entry}",
+        inputs=tuple(TensorEntry.model_validate(asdict(spec)) for spec in artifact.inputs),
+        outputs=tuple(TensorEntry.model_validate(asdict(spec)) for spec in artifact.outputs),
+        files=files,
+        layers=tuple(LayerEntry.model_validate(asdict(record)) for record in contents.layers),
+        weights=dict(artifact.weights),
+        image=None if model.image is None else ImageEntry.model_validate(asdict(model.image)),
+        labels=model.labels,
+        data=contents.evidence.data,
+        toolchain=dict(contents.toolchain),
+        facts=dict(artifact.facts),
+    )
+
+
+def _write_texts(folder: Path, manifest: Manifest, evidence: Evidence, render: Render) -> None:
+    """Write manifest, evidence and report, each bound to the others by hash."""
+    plain = manifest.to_json()
+    shell = render(plain, "")
+    whole = canonical_json({**plain, "report_shell_sha256": hash_bytes(shell.encode())}).encode()
+    measured = evidence_text(evidence.model_copy(update={"manifest_sha256": hash_bytes(whole)}))
+    (folder / MANIFEST).write_bytes(whole)
+    (folder / EVIDENCE).write_bytes(measured.encode())
+    (folder / REPORT).write_bytes(render(plain, measured).encode())
+
+
+def write_bundle(destination: Path, contents: Contents, *, render: Render, force: bool = False) -> Path:
+    """Write a bundle under a temporary name, and rename it when it is whole.
+
+    Args:
+        render: makes the report (edgeport.report.render_report).
+        force: replace an older bundle.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        BadInputError: the destination exists and `force` is not given, can't be written, or the disk is full.
+    """
+    check_destination(destination, force=force)
+    golden = contents.golden.first()
+    assets = sum(path.stat().st_size for path in contents.model.assets.values())
+    _check_space(destination, tree_size(contents.artifact.root) + assets + golden.nbytes() + TEXT_BYTES)
+    try:
+        with new_folder(destination, replace=force) as folder:
+            _write_files(folder, contents, golden)
+            _write_texts(folder, make_manifest(contents, _files(folder)), contents.evidence, render)
+    except OSError as error:
+        raise BadInputError(
+            f"The bundle can't be written: {error.strerror or error}.",
+            where=error.filename or destination,
+            next_step="Free some space, or choose another output folder.",
+        ) from error
+    return destination

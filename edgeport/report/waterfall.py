@@ -1,0 +1,153 @@
+"""Where the bytes went: from the float32 weights, by layer group, to the file on disk, to the last byte.
+
+Deterministic: follows from the manifest. What is neither a weight nor a scale (graph, names, padding)
+is the difference between the file's size and the sum of the rest, so the parts always sum to the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeport.formats import WeightFormat
+
+GroupName = Literal["embedding", "attention", "feed_forward", "conv", "head", "other"]
+GROUPS: dict[GroupName, str] = {
+    "embedding": "Embeddings",
+    "attention": "Attention",
+    "feed_forward": "Feed-forward",
+    "conv": "Convolutions",
+    "head": "Head and pooler",
+    "other": "Norms, biases, other",
+}
+
+FLOAT_WIDTH = {"fp32": 4, "fp16": 2}
+"""Bytes of a weight that is not quantized."""
+
+_IN_BLOCK = re.compile(r"(^|\.)\d+\.")
+_HEAD = re.compile(r"(^|[._])(lm_head|head|classifier|score|pooler|fc|proj_out|logits|embed_out|projector)([._]|$)")
+_ATTENTION = re.compile(r"attn|attention|(^|[._])(q|k|v|o|qkv|query|key|value|out)_?proj([._]|$)")
+_FEED_FORWARD = re.compile(
+    r"mlp|ffn|feed_forward|feedforward|intermediate|densereludense|(^|[._])(ff|fc\d?|wi(_\d)?|wo|lin\d|linear\d)([._]|$)"
+    r"|(gate|up|down)_proj|(^|\.)output\.dense"
+)
+
+
+def layer_group(name: str, kinds: tuple[str, ...]) -> GroupName:
+    """The group of a layer, from its kinds and its name. A tied embedding and head count as embedding."""
+    lower = name.lower()
+    if "embedding" in kinds:
+        return "embedding"
+    if "conv" in kinds or "depthwise_conv" in kinds:
+        return "conv"
+    if _HEAD.search(lower) and not _IN_BLOCK.search(lower):
+        return "head"
+    if _ATTENTION.search(lower):
+        return "attention"
+    if _FEED_FORWARD.search(lower):
+        return "feed_forward"
+    return "other"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Bytes of one layer group.
+
+    Attributes:
+        before: in float32.
+        weights: in the file, packed codes or floats.
+        scales: in the file, scales of the codes.
+    """
+
+    name: GroupName
+    before: int
+    weights: int
+    scales: int
+
+    @property
+    def label(self) -> str:
+        """The group's name for people."""
+        return GROUPS[self.name]
+
+    @property
+    def after(self) -> int:
+        """In the file."""
+        return self.weights + self.scales
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """All groups, and what else is in the file. `sum(group.after) + overhead + copies == file`.
+
+    Attributes:
+        groups: those with any bytes.
+        overhead: graph, names, alignment; negative when lowering folded, shared or dropped weights.
+        copies: a second file with the same weights (ORT format beside .onnx).
+        file: bytes of everything in the model folder.
+    """
+
+    groups: tuple[Group, ...]
+    overhead: int
+    copies: int
+    file: int
+
+    @property
+    def before(self) -> int:
+        """All weights in float32."""
+        return sum(group.before for group in self.groups)
+
+    @property
+    def scales(self) -> int:
+        """All scales."""
+        return sum(group.scales for group in self.groups)
+
+
+def layer_bytes(layer: Mapping[str, Any], precision: str) -> dict[str, int]:
+    """Bytes of a recorded layer: `before` in float32, `weights` and `scales` in the file, `after` their sum.
+
+    Args:
+        layer: a `LayerEntry` of the manifest, as JSON values.
+        precision: "fp32" or "fp16": how the file stores what is not quantized.
+    """
+    count = math.prod(layer["shape"])
+    form = WeightFormat.parse(layer["format"])
+    if form.quantized:
+        weights = (count * form.bits + 7) // 8
+        scales = int(layer["bytes_after"]) - weights
+    else:
+        weights, scales = count * FLOAT_WIDTH[precision], 0
+    return {"before": count * 4, "weights": weights, "scales": scales, "after": weights + scales}
+
+
+def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
+    """The waterfall of a bundle.
+
+    Args:
+        manifest: `Manifest.to_json()`; its layers, parameters, files, entry and precision are read.
+    """
+    precision = manifest["settings"]["precision"]
+    before = dict.fromkeys(GROUPS, 0)
+    weights = dict.fromkeys(GROUPS, 0)
+    scales = dict.fromkeys(GROUPS, 0)
+    recorded = 0
+    for layer in manifest["layers"]:
+        group = layer_group(layer["name"], tuple(layer["kinds"]))
+        sizes = layer_bytes(layer, precision)
+        before[group] += sizes["before"]
+        weights[group] += sizes["weights"]
+        scales[group] += sizes["scales"]
+        recorded += math.prod(layer["shape"])
+    # Norms, biases and everything else that no recipe compresses.
+    rest = manifest["parameters"] - recorded
+    before["other"] += rest * 4
+    weights["other"] += rest * FLOAT_WIDTH[precision]
+
+    files = {name: entry["bytes"] for name, entry in manifest["files"].items() if name.startswith("model/")}
+    copies = sum(size for name, size in files.items() if name.endswith(".ort") and name != manifest["entry"])
+    total = sum(files.values())
+    groups = tuple(Group(name, before[name], weights[name], scales[name]) for name in GROUPS if before[name])
+    overhead = total - copies - sum(group.after for group in groups)
+    return Waterfall(groups=groups, overhead=overhead, copies=copies, file=total)
