@@ -1,0 +1,202 @@
+"""`edgeport export MODEL --target T [--recipe R] -o DIR`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeport.cli.options import AsJson, Debug, Verbose
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgeport.pipeline import ExportRequest, ExportResult
+    from edgeport.plan import Plan
+
+
+class Shapes(StrEnum):
+    """The values of `--shapes`."""
+
+    fixed = "fixed"
+    dynamic = "dynamic"
+
+
+def _lengths(text: str | None) -> tuple[int, ...]:
+    """Read `--enumerate 32,64,128`.
+
+    Raises:
+        BadInputError: it is no list of whole numbers above 0.
+    """
+    from edgeport.errors import BadInputError
+
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BadInputError(
+            f"{text!r} is no list of lengths.", where="--enumerate", allowed="whole numbers above 0, such as 32,64,128"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="zoo:NAME, a Hugging Face folder or hub id, a .gguf file, or package.module:factory.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Where it must run: a name of `edgeport targets`, or a .toml file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="What to do: a name of `edgeport recipes`, or a .toml file.")
+    ] = "int8",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it is a bundle.")] = False,
+    shapes: Annotated[
+        Shapes | None, typer.Option(help="Fixed or dynamic input shapes.", show_default="the target's own")
+    ] = None,
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Length of the sequence axis, for fixed shapes.", show_default=False)
+    ] = None,
+    enumerate_: Annotated[
+        str | None,
+        typer.Option("--enumerate", metavar="N,N,...", help="Sequence lengths to take (Core ML).", show_default=False),
+    ] = None,
+    image_input: Annotated[bool, typer.Option("--image-input", help="Take a picture (Core ML, vision).")] = False,
+    ort_format: Annotated[
+        bool | None,
+        typer.Option(
+            "--ort-format/--no-ort-format", help="Also write an ORT-format file.", show_default="the target's own"
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model's files.", show_default=False)] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Such as text-classification.", show_default="found from the model")
+    ] = None,
+    example_inputs: Annotated[
+        Path | None, typer.Option(help="A .safetensors or .npz file with one example per input.", show_default=False)
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=4, help="Real inputs to compare on.")] = 64,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compress a model, lower it for a target, measure the file, and bundle both.
+
+    \b
+    Examples:
+      edgeport export zoo:minilm --target android-arm64-ort -o out/minilm
+      edgeport export ./my-hf-model -t ios18-coreml --recipe int8 --enumerate 32,64,128 -o out/mine
+      edgeport export my_package.models:make_net -t raspberry-pi-5-executorch -r fp32 -o out/net
+      edgeport export zoo:smollm2 -t android-arm64-ort -r int4 -o out/lm --dry-run
+
+    Finished stages are kept in the cache: an interrupted run goes on where it was.
+    """
+    from edgeport.cli.console import answer, working
+    from edgeport.pipeline import ExportRequest
+    from edgeport.recipe import load_recipe
+    from edgeport.target import load_target
+
+    request = ExportRequest(
+        model=model,
+        target=load_target(target),
+        recipe=load_recipe(recipe),
+        output=output,
+        force=force,
+        name=name,
+        task=task,
+        example_inputs=example_inputs,
+        allow_pickle=allow_pickle,
+        shapes=None if shapes is None else shapes.value,
+        sequence=sequence,
+        enumerated=_lengths(enumerate_),
+        image_input=image_input,
+        ort_format=ort_format,
+        samples=samples,
+        quick=quick,
+    )
+    with working(verbose=verbose or debug) as watcher:
+        if dry_run:
+            from edgeport.pipeline import plan
+
+            planned = plan(request, watcher)
+        else:
+            from edgeport.pipeline import export as run
+
+            result = run(request, watcher)
+    if dry_run:
+        answer(planned.model_dump(mode="json"), as_json, lambda console: _draw_plan(console, planned))
+        return
+    answer(_document(result), as_json, lambda console: _draw_result(console, request, result))
+    raise typer.Exit(result.exit_code)
+
+
+def _document(result: ExportResult) -> dict[str, Any]:
+    return {
+        "bundle": str(result.bundle),
+        "report": str(result.bundle / "report.html"),
+        "exit_code": result.exit_code,
+        "verdict": result.verdict.model_dump(mode="json"),
+        "seconds": round(result.seconds, 3),
+        "evidence": dict(result.evidence),
+    }
+
+
+def _draw_result(console: Console, request: ExportRequest, result: ExportResult) -> None:
+    from edgeport.cli.summary import draw_evidence
+
+    title = f"{request.model} for {request.target.name}, recipe {request.recipe.name} ({result.seconds:.0f} s)"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    more = [("bundle", str(result.bundle)), ("report", str(result.bundle / "report.html"))]
+    draw_evidence(console, result.evidence, more)
+
+
+def _draw_plan(console: Console, plan: Plan) -> None:
+    from collections import Counter
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from edgeport.cli.summary import in_bytes
+
+    formats = Counter(f"{layer.format} ({layer.activation} activations)" for layer in plan.layers)
+    rows = [
+        ("model", f"{plan.model}: {plan.task}, {plan.parameters / 1e6:.1f} M parameters, {in_bytes(plan.fp32_bytes)}"),
+        ("target", f"{plan.target} ({plan.runtime})"),
+        ("recipe", f"{plan.recipe}, arithmetic in {plan.precision}, {plan.shapes} shapes"),
+        *((f"input {name}", " x ".join(str(size) for size in shape)) for name, shape in plan.inputs.items()),
+        ("weights", ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))),
+        ("predicted size", f"{in_bytes(plan.predicted_bytes)} ({plan.predicted_bytes / plan.fp32_bytes:.2f}x of fp32)"),
+        ("peak memory", _need(plan.predicted_peak_memory_bytes, plan.available_memory_bytes)),
+        ("disk", _need(plan.predicted_disk_bytes, plan.available_disk_bytes)),
+        *(("check", check) for check in plan.checks),
+        *(("warning", warning) for warning in plan.warnings),
+        *((f"stage {s.name}", s.detail + (" (in the cache)" if s.cached else "")) for s in plan.stages),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(escape(label), escape(text))
+    console.print(table)
+    console.print("Nothing was written: this was a dry run.")
+
+
+def _need(predicted: int, available: int) -> str:
+    from edgeport.cli.summary import in_bytes
+
+    return f"about {in_bytes(predicted)} of {in_bytes(available)} free"

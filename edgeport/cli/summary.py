@@ -1,0 +1,104 @@
+"""The compact tables that a run ends with. They read evidence.json's fields, and say when one is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOT_MEASURED = "not measured"
+
+
+def in_bytes(count: float) -> str:
+    """A size for people: "23.4 MB" (1 MB = 1e6 bytes)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _interval(value: Mapping[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}], n={value['n']}"
+
+
+def _parity_rows(parity: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    rows = []
+    for item in parity:
+        name = item["output"]
+        if not item["finite"]:
+            rows.append((f"{name}: finite", "NO: the output has NaN or infinite values"))
+        rows.append((f"{name}: cosine", f"{_interval(item['cosine'], 4)}, worst {item['cosine_worst']:.4f}"))
+        if item.get("top1_agreement"):
+            rows.append((f"{name}: top-1 agreement", _interval(item["top1_agreement"], 3)))
+        if item.get("kl"):
+            rows.append((f"{name}: KL, nats", _interval(item["kl"], 4)))
+    return rows
+
+
+def _latency(evidence: Mapping[str, Any]) -> str:
+    latency = evidence.get("latency")
+    if not latency:
+        return evidence.get("latency_absent") or NOT_MEASURED
+    text = f"{latency['ratio']['mean']:.2f}x of fp32 (p50 {latency['p50_ms']:.1f} ms, {latency['threads']} thread)"
+    return text if latency["valid"] else f"{text}; not valid: {latency['note']}"
+
+
+def _memory(evidence: Mapping[str, Any]) -> str:
+    memory = evidence.get("memory")
+    if not memory:
+        return evidence.get("memory_absent") or NOT_MEASURED
+    text = f"{memory['peak_rss_mb']:.0f} MB"
+    baseline = memory.get("baseline_peak_rss_mb")
+    return text if baseline is None else f"{text} (fp32 {baseline:.0f} MB)"
+
+
+def _weights(evidence: Mapping[str, Any]) -> str:
+    weights = evidence.get("weights")
+    if not weights or not weights["checked"]:
+        return "none were quantized"
+    return f"{weights['equal']} of {weights['checked']} in the file equal the logical ones, bit for bit"
+
+
+def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of every line of the summary, without the verdict."""
+    size, states, data = evidence["size"], evidence["states"], evidence["data"]
+    kind = "" if data["real"] else " (not real data)"
+    return [
+        ("size", f"{in_bytes(size['bytes'])}, {size['ratio']:.3f}x of fp32 ({in_bytes(size['baseline_bytes'])})"),
+        *_parity_rows(evidence["parity"]),
+        ("quantized weights", _weights(evidence)),
+        ("latency", _latency(evidence)),
+        ("peak memory", _memory(evidence)),
+        ("compared on", f"{data['samples']} samples of {data['name']}{kind}"),
+        ("lowered", states["lowered"]),
+        ("executed here", states["executed_here"]),
+        ("numerics verified", states["numerics_verified"]),
+        ("", states["statement"]),
+    ]
+
+
+def draw_evidence(console: Console, evidence: Mapping[str, Any], more: list[tuple[str, str]]) -> None:
+    """The summary table, the failed checks, and the verdict."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in [*evidence_rows(evidence), *more]:
+        table.add_row(escape(label), escape(text))
+    console.print(table)
+    verdict = evidence["verdict"]
+    for check in verdict["checks"]:
+        if not check["passed"]:
+            console.print(f"[red]failed[/red] {escape(check['message'])} {escape(check['advice'])}", soft_wrap=True)
+    if verdict["passed"]:
+        console.print(f"[bold green]PASSED[/bold green] all {len(verdict['checks'])} checks")
+    else:
+        failed = sum(not check["passed"] for check in verdict["checks"])
+        total, code = len(verdict["checks"]), verdict["exit_code"]
+        console.print(f"[bold red]FAILED[/bold red] {failed} of {total} checks (exit code {code})")

@@ -1,0 +1,46 @@
+"""`edgeport validate BUNDLE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeport.cli.options import AsJson, Debug, Verbose
+
+
+def validate(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder that `edgeport export` wrote.", show_default=False)
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Check a bundle's files against their hashes, run it again on its golden vectors, and judge it again.
+
+    \b
+    Examples:
+      edgeport validate out/minilm
+      edgeport validate out/minilm --json > evidence-of-this-machine.json
+
+    A changed, missing or additional file ends with exit code 2 and its name.
+    """
+    from edgeport.cli.console import answer, working
+    from edgeport.cli.summary import draw_evidence
+    from edgeport.pipeline import validate_bundle
+
+    with working(verbose=verbose or debug) as watcher:
+        result = validate_bundle(bundle, quick=quick, progress=watcher)
+    document = {
+        "bundle": str(bundle),
+        "exit_code": result.exit_code,
+        "verdict": result.verdict.model_dump(mode="json"),
+        "evidence": dict(result.evidence),
+    }
+    answer(document, as_json, lambda console: draw_evidence(console, result.evidence, [("bundle", str(bundle))]))
+    raise typer.Exit(result.exit_code)
