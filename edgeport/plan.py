@@ -106,6 +106,17 @@ def predict_size(model: Model, assignments: tuple[Assignment, ...], precision: s
     return total + GRAPH_BYTES[runtime]
 
 
+def reference_bytes(model: Model, samples: int) -> int:
+    """Bytes of the float outputs kept for comparison."""
+    total = 0
+    for spec in model.outputs:
+        count = samples * 4
+        for size in spec.fixed_shape():
+            count *= size
+        total += count
+    return total
+
+
 def planned_layers(assignments: tuple[Assignment, ...]) -> tuple[PlannedLayer, ...]:
     """The assignments as plan rows."""
     rows = []

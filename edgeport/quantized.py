@@ -10,6 +10,7 @@ The arithmetic is `value = scale * (code - zero_point)` in float32, after Jacob 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -47,7 +48,8 @@ class QuantizedTensor:
     @property
     def rows(self) -> int:
         """N, the number of channels."""
-        return int(self.codes.shape[self.axis])
+        rows: int = self.codes.shape[self.axis]
+        return rows
 
     @property
     def columns(self) -> int:
@@ -70,6 +72,16 @@ class QuantizedTensor:
         width = 4 if self.scale_dtype == "float32" else 2
         zero = 0 if self.zero_point is None else (self.scale.numel() * self.bits + 7) // 8
         return codes + self.scale.numel() * width + zero
+
+
+def digest(tensor: QuantizedTensor) -> str:
+    """sha256 of codes, scales and zero points with their shapes: equal digests mean equal weights, bit for bit."""
+    state = hashlib.sha256(f"{tensor.bits} {tensor.group_size} {tensor.axis}".encode())
+    for part in (tensor.codes, tensor.scale, tensor.zero_point):
+        if part is not None:
+            state.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            state.update(part.contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def round_scale(scale: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:

@@ -12,7 +12,7 @@ from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
-from edgeport.quantized import QuantizedTensor, dequantize
+from edgeport.quantized import QuantizedTensor, dequantize, digest
 from edgeport.recipe import Recipe
 from edgeport.target import Target
 
@@ -24,7 +24,8 @@ class LayerRecord:
     Attributes:
         bytes_before, bytes_after: in float32, and in the chosen format with its scales.
         relative_error: ||after - before|| / ||before||, of the weight itself.
-        tied: other names of the same weight.
+        tied: every name of the weight when it has several.
+        sha256: of the logical codes and scales (`quantized.digest`), None for a weight left in float.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerRecord:
     relative_error: float
     tied: tuple[str, ...]
     reason: str
+    sha256: str | None
 
 
 def check_finite(module: torch.nn.Module) -> None:
@@ -93,6 +95,7 @@ def record_layers(
                 relative_error=error,
                 tied=item.tied,
                 reason=item.reason,
+                sha256=None if tensor is None else digest(tensor),
             )
         )
     return tuple(records)

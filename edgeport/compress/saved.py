@@ -44,8 +44,7 @@ def save_compressed(folder: Path, model: Model, records: tuple[LayerRecord, ...]
 def load_records(folder: Path) -> tuple[LayerRecord, ...]:
     """The layer records that `save_compressed` wrote."""
     rows = json.loads((folder / LAYERS).read_text())["layers"]
-    tuples = ("kinds", "shape", "tied")
-    return tuple(LayerRecord(**{k: tuple(v) if k in tuples else v for k, v in row.items()}) for row in rows)
+    return tuple(LayerRecord(**{**row, **{key: tuple(row[key]) for key in ("kinds", "shape", "tied")}}) for row in rows)
 
 
 def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, ...]) -> Model:

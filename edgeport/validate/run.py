@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeport.errors import EdgeportError, MeasurementError
-from edgeport.validate.evidence import DataRecord, Latency, Measurements, Memory, States
+from edgeport.validate.evidence import DataRecord, Latency, Measurements, Memory, OutputParity, States
 from edgeport.validate.latency import measure_latency
 from edgeport.validate.machine import this_machine
 from edgeport.validate.memory import measure_memory
@@ -51,6 +51,17 @@ QUICK = Effort(queries=10, warmup=2, seconds=0.0, limit_seconds=10.0, probes=1)
 """For a first look: its latency is not valid as a claim, and says so."""
 
 
+STEPS = 4
+"""Steps of `measure` beside one for each sample: size, weights, latency, memory."""
+
+Executed = Literal["runtime", "reference", "none"]
+ABSENT = {
+    "none": "The artifact is not executed here.",
+    "reference": "A reference evaluator's time and memory say nothing about a device.",
+}
+"""Why there is no latency and no memory."""
+
+
 def ignore(done: int, total: int, detail: str) -> None:
     """A watcher that shows nothing."""
 
@@ -62,7 +73,7 @@ def measure(
     reference: Sequence[Arrays],
     task: str,
     execution: Execution,
-    logical: Mapping[str, QuantizedTensor],
+    logical: Mapping[str, QuantizedTensor | str],
     data: DataRecord,
     baseline: Artifact | None = None,
     baseline_bytes: int | None = None,
@@ -79,7 +90,7 @@ def measure(
         reference: outputs of the uncompressed torch model on `samples`.
         task: optimum's task name.
         execution: the target's word on where and in what sense the artifact runs here.
-        logical: the compressed weights, by parameter name; empty when nothing was compressed.
+        logical: the compressed weights (or their digests), by parameter name; empty when nothing was compressed.
         data: where the samples come from.
         baseline: the fp32 artifact of the same runtime; without it latency is absent.
         baseline_bytes: its size, where only that is known.
@@ -91,45 +102,16 @@ def measure(
         BadInputError: the artifact can't be loaded or takes other inputs.
     """
     from edgeport.export.dispatch import read_weights
-    from edgeport.runtime.session import open_session
 
-    steps = len(samples) + 4
-    watch(0, steps, "loading")
+    steps = len(samples) + STEPS
+    watch(0, steps, "size")
     if baseline is not None:
         baseline_bytes = model_bytes(baseline)
     size = measure_size(artifact, baseline_bytes, predicted_bytes)
     watch(1, steps, "weights in the file")
     weights = check_weights(logical, read_weights(artifact))
 
-    if execution.here == "none":
-        # Converted, not executed here: a legal and honest value, with no number beside it.
-        states = States(lowered="yes", executed_here="none", numerics_verified="no", statement=execution.statement)
-        absent = "The artifact is not executed here."
-        return Measurements(
-            measured_at=now(),
-            machine=this_machine(),
-            manifest_sha256=manifest_sha256,
-            states=states,
-            data=data,
-            parity=(),
-            weights=weights,
-            size=size,
-            latency=None,
-            latency_absent=absent,
-            memory=None,
-            memory_absent=absent,
-        )
-
-    session = open_session(artifact, threads=effort.threads)
-    executed = "runtime" if session.vendor_kernels else "reference"
-    if executed != execution.here:
-        raise MeasurementError(
-            f"The target says that the artifact runs here by {execution.here!r}, but it ran by {executed!r}.",
-            where=session.name,
-            next_step="Correct [execution] in the target's file: its statement goes into the evidence.",
-        )
-    parity = compare(reference, answers(session, samples, watch, steps), task=task, inputs=samples)
-    del session
+    executed, parity = execute(artifact, samples, reference, task, execution, effort, watch)
     inputs = timing_inputs if timing_inputs is not None else largest(samples)
     watch(len(samples) + 2, steps, "latency")
     latency, latency_absent = timed(artifact, baseline, inputs, executed, effort)
@@ -137,7 +119,7 @@ def measure(
     memory, memory_absent = weighed(artifact, baseline, inputs, executed, effort)
     watch(steps, steps, "measured")
     return Measurements(
-        measured_at=now(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
         manifest_sha256=manifest_sha256,
         states=States(lowered="yes", executed_here=executed, numerics_verified="no", statement=execution.statement),
@@ -152,15 +134,39 @@ def measure(
     )
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def execute(
+    artifact: Artifact,
+    samples: Sequence[Arrays],
+    reference: Sequence[Arrays],
+    task: str,
+    execution: Execution,
+    effort: Effort,
+    watch: Watch,
+) -> tuple[Executed, tuple[OutputParity, ...]]:
+    """Run the artifact on all samples and compare. Where the target can't be run here, nothing is measured.
+
+    Raises:
+        MeasurementError: the target's word on how the artifact runs here is not what happened.
+    """
+    from edgeport.runtime.session import open_session
+
+    if execution.here == "none":
+        return "none", ()
+    session = open_session(artifact, threads=effort.threads)
+    executed: Executed = "runtime" if session.vendor_kernels else "reference"
+    if executed != execution.here:
+        raise MeasurementError(
+            f"The target says that the artifact runs here by {execution.here!r}, but it ran by {executed!r}.",
+            where=session.name,
+            next_step="Correct [execution] in the target's file: its statement goes into the evidence.",
+        )
+    return executed, compare(reference, answers(session, samples, watch), task=task, inputs=samples)
 
 
-def answers(session: Session, samples: Sequence[Arrays], watch: Watch, steps: int) -> Iterator[dict[str, np.ndarray]]:
+def answers(session: Session, samples: Sequence[Arrays], watch: Watch) -> Iterator[dict[str, np.ndarray]]:
     """The session's outputs, one sample after the other."""
     for index, sample in enumerate(samples):
-        watch(index + 2, steps, f"sample {index + 1} of {len(samples)}")
+        watch(index + 2, len(samples) + STEPS, f"sample {index + 1} of {len(samples)}")
         yield session.run(sample)
 
 
@@ -170,11 +176,11 @@ def largest(samples: Sequence[Arrays]) -> Arrays:
 
 
 def timed(
-    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: str, effort: Effort
+    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: Executed, effort: Effort
 ) -> tuple[Latency | None, str | None]:
     """Latency, or why there is none."""
     if executed != "runtime":
-        return None, "A reference evaluator's time says nothing about a device."
+        return None, ABSENT[executed]
     if baseline is None:
         return None, "There is no fp32 artifact of the same runtime to compare with."
     try:
@@ -194,11 +200,11 @@ def timed(
 
 
 def weighed(
-    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: str, effort: Effort
+    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: Executed, effort: Effort
 ) -> tuple[Memory | None, str | None]:
     """Memory, or why there is none."""
     if executed != "runtime":
-        return None, "A reference evaluator's memory says nothing about a device."
+        return None, ABSENT[executed]
     try:
         return measure_memory(artifact, baseline, inputs, threads=effort.threads, runs=effort.probes), None
     except EdgeportError as error:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgeport.quantized import QuantizedTensor, dequantize
+from edgeport.quantized import QuantizedTensor, dequantize, digest
 from edgeport.validate.evidence import WeightCheck
 
 if TYPE_CHECKING:
     import torch
 
 
-def check_weights(logical: Mapping[str, QuantizedTensor], stored: Mapping[str, QuantizedTensor]) -> WeightCheck:
+def check_weights(logical: Mapping[str, QuantizedTensor | str], stored: Mapping[str, QuantizedTensor]) -> WeightCheck:
     """Compare all compressed weights.
 
     Args:
-        logical: what compression made, by parameter name.
+        logical: what compression made, by parameter name: the tensor, or its digest
+            (`edgeport.quantized.digest`) where only the manifest's is known.
         stored: what the file holds, by parameter name.
 
     Returns:
@@ -31,10 +32,12 @@ def check_weights(logical: Mapping[str, QuantizedTensor], stored: Mapping[str, Q
     return WeightCheck(checked=len(found), equal=len(found) - len(different), different=(*different, *extra))
 
 
-def first_difference(logical: QuantizedTensor, stored: QuantizedTensor | None) -> str | None:
+def first_difference(logical: QuantizedTensor | str, stored: QuantizedTensor | None) -> str | None:
     """What differs, in words, or None where codes, scales and dequantised values are equal in every bit."""
     if stored is None:
         return "not in the file"
+    if isinstance(logical, str):
+        return None if digest(stored) == logical else "codes or scales are not those of the manifest"
     if logical.codes.shape != stored.codes.shape:
         return f"shape {tuple(stored.codes.shape)} in the file, {tuple(logical.codes.shape)} logically"
     if logical.scale.shape != stored.scale.shape:

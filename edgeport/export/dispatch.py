@@ -1,0 +1,80 @@
+"""One door to the backends: lower a model for a target, read the weights back out of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeport.errors import TargetRefusesError
+from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.model.types import Axis, Model
+from edgeport.quantized import QuantizedTensor
+from edgeport.target import Target
+
+
+def check_settings(model: Model, target: Target, settings: LoweringSettings) -> None:
+    """Refuse settings that the target does not offer, before anything long starts.
+
+    Raises:
+        TargetRefusesError: naming the setting and what the target takes.
+    """
+    if settings.shapes not in target.shapes:
+        raise TargetRefusesError(
+            f"The target {target.name!r} takes no {settings.shapes} shapes.",
+            where="--shapes",
+            allowed=target.shapes,
+        )
+    if settings.enumerated and target.runtime != "coreml":
+        raise TargetRefusesError(
+            f"The target {target.name!r} has no enumerated shapes: they belong to Core ML.",
+            where="--enumerate",
+            allowed="--shapes dynamic, or --shapes fixed with --sequence N",
+        )
+    if settings.enumerated:
+        axes = {size.name for spec in model.inputs for size in spec.shape if isinstance(size, Axis)}
+        if "sequence" not in axes:
+            raise TargetRefusesError(
+                f"The model {model.name!r} has no sequence axis to enumerate.", where="--enumerate"
+            )
+    if settings.image_input and (target.runtime != "coreml" or model.image is None):
+        raise TargetRefusesError(
+            "A picture as input needs a Core ML target and a model with image preprocessing.",
+            where="--image-input",
+            next_step="Leave it out: the model then takes a float tensor.",
+        )
+    if settings.ort_format and target.runtime != "onnxruntime":
+        raise TargetRefusesError("The ORT format belongs to ONNX Runtime targets.", where="--ort-format")
+
+
+def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
+    """Write the model's files for a target into the empty folder `out`.
+
+    Raises:
+        TargetRefusesError: an operator, a shape or a format can't be lowered; the message names it.
+    """
+    check_settings(model, target, settings)
+    if target.runtime == "onnxruntime":
+        from edgeport.export.onnx.lower import lower as lower_onnx
+
+        return lower_onnx(model, target, settings, out)
+    if target.runtime == "executorch":
+        from edgeport.export.executorch.lower import lower as lower_executorch
+
+        return lower_executorch(model, target, settings, out)
+    from edgeport.export.coreml.lower import lower as lower_coreml
+
+    return lower_coreml(model, target, settings, out)
+
+
+def read_weights(artifact: Artifact) -> dict[str, QuantizedTensor]:
+    """The compressed weights that are really in the file, by parameter name."""
+    if artifact.runtime == "onnxruntime":
+        from edgeport.export.onnx.weights import read_weights as read_onnx
+
+        return read_onnx(artifact)
+    if artifact.runtime == "executorch":
+        from edgeport.export.executorch.weights import read_weights as read_executorch
+
+        return read_executorch(artifact)
+    from edgeport.export.coreml.weights import read_weights as read_coreml
+
+    return read_coreml(artifact)

@@ -1,0 +1,350 @@
+"""A job: a user's request with everything decided and nothing long done.
+
+The keys of all stages follow from it. They form a chain (the key of a lowering holds the key of the
+compression before it), so each is known before anything is computed, which is what a plan shows.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from edgeport.errors import BadInputError
+from edgeport.storage import cache_root, hash_value
+
+if TYPE_CHECKING:
+    from edgeport.compress import Assignment
+    from edgeport.export.artifact import LoweringSettings
+    from edgeport.model.types import Model
+    from edgeport.plan import Plan
+    from edgeport.recipe import Recipe
+    from edgeport.target import Target
+
+StageName = Literal["load", "reference", "compress", "lower", "baseline", "validate", "bundle"]
+
+
+class Progress(Protocol):
+    """Who watches a run: the command line draws it, tests ignore it."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """A new stage begins."""
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        """The stage got this far."""
+
+    def message(self, text: str) -> None:
+        """One line worth keeping."""
+
+
+class Silent:
+    """A Progress that shows nothing."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """Ignored."""
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        """Ignored."""
+
+    def message(self, text: str) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user asked for.
+
+    Attributes:
+        model: a reference as `edgeport.model.load.load_model` takes it.
+        output: the bundle's folder.
+        shapes: None takes the target's default.
+        sequence: fixed length of the sequence axis, for fixed shapes.
+        enumerated: lengths of the sequence axis to enumerate (Core ML).
+        samples: real inputs to compare on; a model with large outputs uses fewer.
+        quick: a short latency run, flagged not valid.
+    """
+
+    model: str
+    target: Target
+    recipe: Recipe
+    output: Path
+    force: bool = False
+    name: str | None = None
+    task: str | None = None
+    example_inputs: Path | None = None
+    allow_pickle: bool = False
+    shapes: Literal["fixed", "dynamic"] | None = None
+    sequence: int | None = None
+    enumerated: tuple[int, ...] = ()
+    image_input: bool = False
+    ort_format: bool | None = None
+    samples: int = 64
+    quick: bool = False
+
+
+def lowering_settings(request: ExportRequest) -> LoweringSettings:
+    """The settings of a request with the target's defaults filled in."""
+    from edgeport.export.artifact import LoweringSettings
+
+    target = request.target
+    asked = request.recipe.lower.precision
+    shapes = request.shapes or ("fixed" if request.sequence else target.shapes[0])
+    options = target.onnxruntime
+    return LoweringSettings(
+        precision=target.precisions[0] if asked == "target" else asked,
+        shapes=shapes,
+        enumerated=request.enumerated,
+        image_input=request.image_input,
+        ort_format=bool(options and options.ort_format) if request.ort_format is None else request.ort_format,
+    )
+
+
+def state_digest(module: Any) -> str:
+    """sha256 over the names and bytes of a module's parameters and buffers."""
+    import hashlib
+
+    import torch
+
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        data = tensor.detach().cpu().contiguous()
+        state.update(data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b"")
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything decided and nothing long done: the model is loaded, each weight has its format.
+
+    The keys of all stages follow from it.
+    """
+
+    request: ExportRequest
+    model: Model
+    assignments: tuple[Assignment, ...]
+    settings: LoweringSettings
+
+    @cached_property
+    def model_key(self) -> str:
+        """Hash of the model: source files, weights, inputs."""
+        model = self.model
+        return hash_value(
+            {
+                "files": dict(model.source.files),
+                "state": state_digest(model.module),
+                "architecture": type(model.module).__qualname__,
+                "task": model.task,
+                "inputs": [asdict(spec) for spec in model.inputs],
+                "outputs": [spec.name for spec in model.outputs],
+            }
+        )
+
+    @cached_property
+    def sample_count(self) -> int:
+        """Samples compared, so few that the reference outputs stay below 400 MB."""
+        per_sample = 0
+        for spec in self.model.outputs:
+            count = 1
+            for size in spec.fixed_shape():
+                count *= size
+            per_sample += count * 4
+        return max(4, min(self.request.samples, 400_000_000 // max(per_sample, 1)))
+
+    @cached_property
+    def sequences(self) -> tuple[int, ...]:
+        """Lengths that samples are padded to; empty for natural lengths."""
+        if self.settings.enumerated:
+            return self.settings.enumerated
+        if self.settings.shapes == "fixed":
+            from edgeport.model.types import Axis
+
+            for spec in self.model.inputs:
+                for size in spec.shape:
+                    if isinstance(size, Axis) and size.name == "sequence":
+                        return (size.example,)
+        return ()
+
+    @cached_property
+    def reference_key(self) -> str:
+        """Key of the float outputs on real inputs."""
+        from edgeport.stages import stage_key
+
+        return stage_key(
+            "reference", {"model": self.model_key, "samples": self.sample_count, "sequences": self.sequences}
+        )
+
+    @cached_property
+    def compress_key(self) -> str:
+        """Key of the quantized weights."""
+        from edgeport.stages import stage_key
+
+        rows = [asdict(item) for item in self.assignments]
+        steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
+        return stage_key("compress", {"model": self.model_key, "assignments": rows, "steps": steps})
+
+    @cached_property
+    def lower_key(self) -> str:
+        """Key of the artifact."""
+        return self._lower_key(self.compress_key if self.compresses else None, self.settings)
+
+    @cached_property
+    def baseline_key(self) -> str:
+        """Key of the uncompressed fp32 artifact of the same target."""
+        return self._lower_key(None, self.baseline_settings)
+
+    @cached_property
+    def validate_key(self) -> str:
+        """Key of the measurements, which belong to one machine."""
+        from edgeport.stages import stage_key
+        from edgeport.validate.machine import this_machine
+
+        inputs = {
+            "artifact": self.lower_key,
+            "baseline": self.baseline_key,
+            "reference": self.reference_key,
+            "gate": self.request.recipe.gate.model_dump(),
+            "machine": this_machine().model_dump(),
+            "quick": self.request.quick,
+        }
+        return stage_key("validate", inputs)
+
+    @property
+    def compresses(self) -> bool:
+        """At least one weight is quantized."""
+        return any(item.format.quantized for item in self.assignments)
+
+    @property
+    def baseline_settings(self) -> LoweringSettings:
+        """The artifact's settings in full precision."""
+        return replace(self.settings, precision="fp32", ort_format=False)
+
+    def _lower_key(self, compressed: str | None, settings: LoweringSettings) -> str:
+        from edgeport.stages import stage_key
+
+        target = self.request.target.model_dump(mode="json", exclude={"title", "sources", "device", "execution"})
+        return stage_key(
+            "lower",
+            {
+                "model": self.model_key,
+                "name": self.model.name,
+                "compressed": compressed,
+                "target": target,
+                "settings": asdict(settings),
+            },
+        )
+
+
+def prepare(request: ExportRequest, progress: Progress) -> Job:
+    """Load the model and decide everything; refuse what can't be done.
+
+    Raises:
+        BadInputError, TargetRefusesError: see `load_model`, `assign`, `check_settings`.
+    """
+    from edgeport.compress import assign
+    from edgeport.compress.assign import check_precision
+    from edgeport.export.dispatch import check_settings
+    from edgeport.model.load import load_model
+    from edgeport.model.shapes import with_axis
+
+    check_precision(request.recipe, request.target)
+    progress.stage("load", request.model)
+    model = load_model(
+        request.model,
+        name=request.name,
+        task=request.task,
+        example_inputs=request.example_inputs,
+        allow_pickle=request.allow_pickle,
+    )
+    if request.sequence is not None:
+        model = with_axis(model, "sequence", request.sequence)
+    settings = lowering_settings(request)
+    check_settings(model, request.target, settings)
+    return Job(request, model, assign(model, request.recipe, request.target), settings)
+
+
+def make_plan(job: Job) -> Plan:
+    """The plan of a prepared job."""
+    import psutil
+
+    from edgeport import plan as planning
+    from edgeport.model.types import Axis
+    from edgeport.stages import is_stored
+
+    request, model, settings = job.request, job.model, job.settings
+    target, recipe = request.target, request.recipe
+    parameters = sum(p.numel() for p in model.module.parameters())
+    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime)
+    baseline = planning.predict_size(model, (), "fp32", target.runtime)
+    memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
+    disk = 2 * predicted + baseline + planning.reference_bytes(model, job.sample_count)
+    stages = [
+        ("reference", f"{job.sample_count} inputs through the torch model", job.reference_key),
+        ("compress", f"recipe {recipe.name}", job.compress_key if job.compresses else None),
+        ("lower", f"{target.runtime}, {settings.precision}, {settings.shapes} shapes", job.lower_key),
+        ("baseline", "the same model in fp32, to compare with", job.baseline_key),
+        ("validate", target.execution.statement, job.validate_key),
+    ]
+    available = psutil.virtual_memory().available
+    cache = cache_root()
+    while not cache.exists():
+        cache = cache.parent
+    free = shutil.disk_usage(cache).free
+    warnings = []
+    if memory > available:
+        warnings.append(f"Lowering may need {memory / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are available.")
+    if disk > free:
+        warnings.append(f"The run may write {disk / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.")
+    if model.source.note:
+        warnings.append(model.source.note)
+    return planning.Plan(
+        model=model.name,
+        task=model.task,
+        parameters=parameters,
+        fp32_bytes=parameters * 4,
+        target=target.name,
+        runtime=target.runtime,
+        recipe=recipe.name,
+        precision=settings.precision,
+        shapes=settings.shapes,
+        inputs={
+            spec.name: tuple(size.name if isinstance(size, Axis) else size for size in spec.shape)
+            for spec in model.inputs
+        },
+        stages=tuple(
+            planning.PlannedStage(
+                name=name, detail=detail, cached=key is not None and is_stored(stage_folder(name), key)
+            )
+            for name, detail, key in stages
+        ),
+        layers=planning.planned_layers(job.assignments),
+        predicted_bytes=predicted,
+        predicted_peak_memory_bytes=memory,
+        available_memory_bytes=available,
+        predicted_disk_bytes=disk,
+        available_disk_bytes=free,
+        checks=planning.planned_checks(recipe, target, job.compresses),
+        warnings=tuple(warnings),
+    )
+
+
+def stage_folder(name: str) -> str:
+    """The store's folder for a stage: the baseline is a lowering like any other."""
+    return "lower" if name == "baseline" else name
+
+
+def check_resources(planned: Plan) -> None:
+    """Refuse a run that the disk can't hold. Memory is an estimate, so it only warns.
+
+    Raises:
+        BadInputError: too little disk is free.
+    """
+    if planned.predicted_disk_bytes > planned.available_disk_bytes:
+        raise BadInputError(
+            f"The run needs about {planned.predicted_disk_bytes / 1e9:.2f} GB of disk; "
+            f"{planned.available_disk_bytes / 1e9:.2f} GB are free.",
+            where=cache_root(),
+            next_step="Free some space, or set EDGEPORT_CACHE to a folder on another disk.",
+        )

@@ -1,0 +1,258 @@
+"""The one place that says the order of things.
+
+load -> reference -> compress -> lower -> baseline -> validate -> gate -> bundle. Every stage's output is kept
+under the hash of its inputs, so a killed run resumes where it was and a repeated run is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
+from edgeport.storage import canonical_json, read_json
+
+if TYPE_CHECKING:
+    from edgeport.export.artifact import Artifact, LoweringSettings
+    from edgeport.model.types import Model
+    from edgeport.plan import Plan
+    from edgeport.validate.evidence import Verdict
+
+__all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What came out: the bundle's folder, its two documents, and the gate's answer."""
+
+    bundle: Path
+    manifest: Mapping[str, Any]
+    evidence: Mapping[str, Any]
+    verdict: Verdict
+    exit_code: int
+    seconds: float
+
+
+def plan(request: ExportRequest, progress: Progress | None = None) -> Plan:
+    """What `export` would do, without doing it.
+
+    Raises:
+        BadInputError, TargetRefusesError: what `export` would refuse.
+    """
+    from edgeport.bundle.write import check_destination
+
+    check_destination(request.output, force=request.force)
+    return make_plan(prepare(request, progress or Silent()))
+
+
+def _reference(job: Job, progress: Progress) -> Path:
+    """Real inputs and the uncompressed torch model's outputs on them: inputs, outputs, record.json."""
+    from edgeport.data.samples import samples
+    from edgeport.runtime.torch import TorchSession
+    from edgeport.stages import run_stage
+    from edgeport.vectors import save_vectors
+
+    def make(out: Path) -> None:
+        inputs = []
+        lengths = job.sequences or (None,)
+        for index, length in enumerate(lengths):
+            share = job.sample_count // len(lengths) + (index < job.sample_count % len(lengths))
+            found = samples(job.model, count=share, split="parity", sequence=length)
+            inputs.extend(found.inputs)
+            record = found.record
+        session = TorchSession(job.model)
+        outputs = []
+        for index, call in enumerate(inputs):
+            outputs.append(session.run(call))
+            progress.update(index + 1, len(inputs), "torch, float32")
+        save_vectors(out / "inputs.safetensors", inputs)
+        save_vectors(out / "outputs.safetensors", outputs)
+        (out / "record.json").write_text(canonical_json({**asdict(record), "samples": len(inputs)}))
+
+    progress.stage("reference", f"{job.sample_count} inputs")
+    return run_stage("reference", job.reference_key, make, report=progress.message)
+
+
+def _compress(job: Job, progress: Progress) -> tuple[Model, Path]:
+    """The compressed model, and the folder it is stored in."""
+    from edgeport.compress import apply_recipe
+    from edgeport.compress.saved import load_compressed, save_compressed
+    from edgeport.stages import run_stage
+
+    request = job.request
+
+    def make(out: Path) -> None:
+        model, records = apply_recipe(job.model, request.recipe, request.target, progress=progress.update)
+        save_compressed(out, model, records)
+
+    progress.stage("compress", request.recipe.name)
+    folder = run_stage("compress", job.compress_key, make, report=progress.message)
+    return load_compressed(folder, job.model, job.assignments), folder
+
+
+def _lower(
+    name: StageName, key: str, model: Model, job: Job, settings: LoweringSettings, progress: Progress
+) -> Artifact:
+    """The artifact of a model in the store."""
+    from edgeport.export.artifact import Artifact
+    from edgeport.export.dispatch import lower
+    from edgeport.stages import run_stage
+
+    def make(out: Path) -> None:
+        files = out / "files"
+        files.mkdir()
+        artifact = lower(model, job.request.target, settings, files)
+        (out / "artifact.json").write_text(canonical_json(artifact.to_json()))
+
+    progress.stage(name, f"{job.request.target.runtime}, {settings.precision}")
+    folder = run_stage("lower", key, make, report=progress.message)
+    return Artifact.from_json(read_json(folder / "artifact.json"), folder / "files")
+
+
+def _measure(
+    job: Job, artifact: Artifact, baseline: Artifact, model: Model, reference: Path, progress: Progress
+) -> Path:
+    """The measurements of an artifact: measurements.json, and its own outputs on the first samples."""
+    from edgeport.bundle.golden import MOST_SAMPLES
+    from edgeport.runtime.session import open_session
+    from edgeport.stages import run_stage
+    from edgeport.validate.evidence import DataRecord
+    from edgeport.validate.run import QUICK, Effort, measure
+    from edgeport.vectors import load_vectors, save_vectors
+
+    planned = make_plan(job).predicted_bytes
+
+    def make(out: Path) -> None:
+        inputs = load_vectors(reference / "inputs.safetensors")
+        measurements = measure(
+            artifact,
+            samples=inputs,
+            reference=load_vectors(reference / "outputs.safetensors"),
+            task=model.task,
+            execution=job.request.target.execution,
+            logical=model.quantized,
+            data=DataRecord(**read_json(reference / "record.json")),
+            baseline=baseline,
+            predicted_bytes=planned,
+            effort=QUICK if job.request.quick else Effort(),
+            watch=progress.update,
+        )
+        (out / "measurements.json").write_text(canonical_json(measurements.model_dump(mode="json")))
+        if job.request.target.execution.here != "none":
+            session = open_session(artifact)
+            save_vectors(out / "outputs.safetensors", [session.run(call) for call in inputs[:MOST_SAMPLES]])
+
+    progress.stage("validate", job.request.target.execution.statement)
+    return run_stage("validate", job.validate_key, make, report=progress.message)
+
+
+def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
+    """Run the whole pipeline and write the bundle. The bundle is written even when the gate fails.
+
+    Raises:
+        BadInputError: something the user gave can't be used (exit 2).
+        TargetRefusesError: the target can't take it (exit 3).
+        MeasurementError: a measurement could not be made (exit 15).
+    """
+    from edgeport.bundle.golden import MOST_SAMPLES, Golden
+    from edgeport.bundle.write import Contents, check_destination, write_bundle
+    from edgeport.compress.apply import check_finite
+    from edgeport.compress.saved import load_records
+    from edgeport.gate import conclude
+    from edgeport.report import render_report
+    from edgeport.stages import toolchain_versions
+    from edgeport.validate.evidence import Measurements
+    from edgeport.vectors import load_vectors
+
+    started = time.monotonic()
+    progress = progress or Silent()
+    check_destination(request.output, force=request.force)
+    job = prepare(request, progress)
+    check_finite(job.model.module)
+    planned = make_plan(job)
+    check_resources(planned)
+    for warning in planned.warnings:
+        progress.message(warning)
+
+    reference = _reference(job, progress)
+    model, compressed = _compress(job, progress)
+    artifact = _lower("lower", job.lower_key, model, job, job.settings, progress)
+    baseline = _lower("baseline", job.baseline_key, job.model, job, job.baseline_settings, progress)
+    measured = _measure(job, artifact, baseline, model, reference, progress)
+
+    progress.stage("bundle", str(request.output))
+    measurements = Measurements(**read_json(measured / "measurements.json"))
+    own = measured / "outputs.safetensors"
+    contents = Contents(
+        model=job.model,
+        recipe=request.recipe,
+        target=request.target,
+        settings=job.settings,
+        artifact=artifact,
+        layers=load_records(compressed),
+        golden=Golden(
+            inputs=tuple(load_vectors(reference / "inputs.safetensors")[:MOST_SAMPLES]),
+            outputs=tuple(load_vectors(reference / "outputs.safetensors")[:MOST_SAMPLES]),
+            artifact_outputs=tuple(load_vectors(own)) if own.is_file() else (),
+        ),
+        evidence=conclude(measurements, request.recipe.gate),
+        toolchain=toolchain_versions(),
+    )
+    write_bundle(request.output, contents, render=render_report, force=request.force)
+    return _result(request.output, contents.evidence.verdict, time.monotonic() - started)
+
+
+def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | None = None) -> ExportResult:
+    """Measure a bundle again on this machine, from what it carries: its files, golden vectors and hashes.
+
+    The fp32 artifact is not in the bundle, so no latency ratio can be measured; its size is known from the
+    evidence of the export.
+
+    Raises:
+        BadInputError: the folder is no bundle, or a file of it is missing, changed or added.
+    """
+    from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.gate import conclude
+    from edgeport.validate.run import QUICK, Effort, measure
+
+    started = time.monotonic()
+    progress = progress or Silent()
+    found = read_bundle(bundle)
+    manifest = found.manifest
+    verify_files(found)
+    progress.stage("validate", manifest.target.execution.statement)
+    golden = found.golden()
+    data = manifest.data.model_copy(
+        update={"samples": len(golden.inputs), "slice": f"the bundle's golden vectors, from: {manifest.data.slice}"}
+    )
+    measurements = measure(
+        found.artifact,
+        samples=golden.inputs,
+        reference=golden.outputs,
+        task=manifest.task,
+        execution=manifest.target.execution,
+        logical={layer.name: layer.sha256 for layer in manifest.layers if layer.sha256 is not None},
+        data=data,
+        baseline_bytes=None if found.evidence is None else found.evidence.size.baseline_bytes,
+        effort=QUICK if quick else Effort(),
+        manifest_sha256=None if found.evidence is None else found.evidence.manifest_sha256,
+        watch=progress.update,
+    )
+    evidence = conclude(measurements, manifest.recipe.gate)
+    return ExportResult(
+        bundle=bundle,
+        manifest=manifest.to_json(),
+        evidence=evidence.model_dump(mode="json"),
+        verdict=evidence.verdict,
+        exit_code=evidence.verdict.exit_code,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _result(bundle: Path, verdict: Verdict, seconds: float) -> ExportResult:
+    manifest, evidence = (json.loads((bundle / name).read_text()) for name in ("manifest.json", "evidence.json"))
+    return ExportResult(bundle, manifest, evidence, verdict, verdict.exit_code, seconds)
