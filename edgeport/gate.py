@@ -71,7 +71,7 @@ def _bound(
             passed=False,
             exit_code=exit_code,
             message=f"{what} could not be measured: {why}",
-            advice=ADVICE[metric] if exit_code != EXIT_NOT_VALID else ABSENT_ADVICE,
+            advice=ADVICE[metric],
         )
     least = metric.endswith("_min")
     passed = measured >= allowed if least else measured <= allowed
@@ -122,9 +122,10 @@ def _parity_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
     for parity in measurements.parity:
         name = parity.output
         finite = "every value is finite" if parity.finite else "the artifact gives NaN or infinite values"
-        varies = "follows the inputs" if parity.varies else "the artifact gives the same output whatever comes in"
+        varies = "it follows the inputs" if parity.varies else "the artifact gives the same output whatever comes in"
         checks.append(_flag("finite", name, parity.finite, f"{name}: {finite}"))
-        checks.append(_flag("varies", name, parity.varies, f"{name}: {varies}"))
+        if parity.finite:
+            checks.append(_flag("varies", name, parity.varies, f"{name}: {varies}"))
         if parity.main:
             checks += [
                 _parity_check(parity, metric, allowed) for metric, allowed in wanted.items() if _applies(parity, metric)
@@ -138,13 +139,10 @@ def _applies(parity: OutputParity, metric: str) -> bool:
 
 
 def _parity_check(parity: OutputParity, metric: str, allowed: float) -> Check:
-    measured = {
-        "cosine_min": parity.cosine and parity.cosine.mean,
-        "relative_l2_max": parity.relative_l2,
-        "top1_agreement_min": parity.top1_agreement and parity.top1_agreement.mean,
-        "kl_max": parity.kl and parity.kl.mean,
-    }[metric]
-    why = "the output is not finite" if not parity.finite else "it is missing from the measurements"
+    means = {"cosine_min": parity.cosine, "top1_agreement_min": parity.top1_agreement, "kl_max": parity.kl}
+    interval = means.get(metric)
+    measured = parity.relative_l2 if metric == "relative_l2_max" else interval.mean if interval else None
+    why = "it is missing from the measurements" if parity.finite else "the output is not finite"
     return _bound(metric, measured, allowed, EXIT_PARITY, output=parity.output, why=why)
 
 

@@ -16,7 +16,7 @@ from edgeport.validate.evidence import Interval
 if TYPE_CHECKING:
     import numpy as np
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 SEED = 20240607
 CONFIDENCE = 0.95
 
@@ -105,7 +105,7 @@ def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray) -> Interval
     random = np.random.default_rng(SEED)
     offsets = np.arange(block)
     ratios = []
-    for _ in range(RESAMPLES // 4):
+    for _ in range(RESAMPLES // 2):
         starts = random.integers(0, n, size=-(-n // block))
         chosen = ((starts[:, None] + offsets) % n).reshape(-1)[:n]
         ratios.append(np.median(numerator[chosen]) / np.median(denominator[chosen]))

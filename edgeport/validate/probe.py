@@ -6,11 +6,18 @@ Standard output: one JSON object, `Probe`'s fields. Only the artifact's own runt
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
 import time
 from pathlib import Path
+
+MODULES = {
+    "onnxruntime": ("onnxruntime", "edgeport.runtime.onnxruntime"),
+    "executorch": ("executorch.runtime", "edgeport.runtime.executorch"),
+    "coreml": ("edgeport.runtime.coreml.session",),
+}
 
 
 def resident_mb(field: str) -> float | None:
@@ -38,14 +45,8 @@ def peak_mb() -> float:
 
 def import_runtime(runtime: str) -> None:
     """Import what a session of this runtime imports, so that loading the file is timed alone."""
-    if runtime == "onnxruntime":
-        import edgeport.runtime.onnxruntime
-        import onnxruntime  # noqa: F401
-    elif runtime == "executorch":
-        import edgeport.runtime.executorch
-        import executorch.runtime  # noqa: F401
-    else:
-        import edgeport.runtime.coreml.session  # noqa: F401
+    for module in MODULES[runtime]:
+        importlib.import_module(module)
 
 
 def main() -> None:
