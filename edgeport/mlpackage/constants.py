@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgeport.errors import BadInputError
 from edgeport.mlpackage.constexpr import decode
 from edgeport.mlpackage.program import Block, Literal, Operation, Reference

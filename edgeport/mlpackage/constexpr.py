@@ -16,6 +16,7 @@ from edgeport.errors import BadInputError
 from edgeport.mlpackage.values import unpack_bits
 
 Parameters = Mapping[str, Any]
+Decoder = Callable[..., np.ndarray | tuple[np.ndarray, ...]]
 
 
 def affine_dequantize(
@@ -27,7 +28,8 @@ def affine_dequantize(
     codes = quantized_data.astype(np.float32) - np.asarray(zero_point, np.float32).reshape(
         shape if np.ndim(zero_point) else ()
     )
-    return codes * np.asarray(scale, np.float32).reshape(shape if np.ndim(scale) else ())
+    values: np.ndarray = codes * np.asarray(scale, np.float32).reshape(shape if np.ndim(scale) else ())
+    return values
 
 
 def blockwise_shift_scale(data: np.ndarray, scale: np.ndarray, offset: np.ndarray | None = None) -> np.ndarray:
@@ -42,7 +44,7 @@ def blockwise_shift_scale(data: np.ndarray, scale: np.ndarray, offset: np.ndarra
         BadInputError: the shapes don't divide.
     """
     blocks, spread = _blocks(data.shape, scale.shape)
-    values = data.astype(np.float32).reshape(blocks)
+    values: np.ndarray = data.astype(np.float32).reshape(blocks)
     if offset is not None:
         values = values - offset.astype(np.float32).reshape(spread)
     return (values * scale.astype(np.float32).reshape(spread)).reshape(data.shape)
@@ -56,13 +58,14 @@ def lut_to_dense(indices: np.ndarray, lut: np.ndarray, vector_axis: np.ndarray |
         lut: shape (g0, ..., gk, palette size, vector size); each g divides its d, one palette serves a block.
         vector_axis: the axis along which the entries of a vector follow each other.
     """
-    _, spread = _blocks(indices.shape, lut.shape[:-2])
-    blocks, _ = _blocks(indices.shape, lut.shape[:-2])
+    blocks, spread = _blocks(indices.shape, lut.shape[:-2])
     palettes = int(np.prod(lut.shape[:-2], dtype=np.int64))
     palette = np.broadcast_to(np.arange(palettes).reshape(spread), blocks).reshape(indices.shape)
-    vectors = lut.reshape(palettes, lut.shape[-2], lut.shape[-1])[palette, indices]  # (d0, ..., dk, vector size)
+    vectors: np.ndarray = lut.reshape(palettes, lut.shape[-2], lut.shape[-1])[
+        palette, indices
+    ]  # (d0, ..., dk, vector size)
     if lut.shape[-1] == 1:
-        return vectors[..., 0]
+        return vectors.reshape(indices.shape)
     axis = int(cast("np.ndarray", vector_axis)) % indices.ndim
     merged = list(indices.shape)
     merged[axis] *= lut.shape[-1]
@@ -73,7 +76,8 @@ def lut_to_dense_packed(indices: np.ndarray, lut: np.ndarray, shape: np.ndarray)
     """iOS 16's form: one palette for the tensor, indices packed in bytes, least significant bit first."""
     bits = int(lut.size).bit_length() - 1
     sizes = tuple(int(size) for size in shape)
-    return lut[unpack_bits(indices, bits, int(np.prod(sizes, dtype=np.int64)), signed=False)].reshape(sizes)
+    values: np.ndarray = lut[unpack_bits(indices, bits, int(np.prod(sizes, dtype=np.int64)), signed=False)]
+    return values.reshape(sizes)
 
 
 def sparse_to_dense(nonzero_data: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -123,7 +127,7 @@ def cast_constant(source_val: np.ndarray, output_dtype: object) -> np.ndarray:
     return source_val.astype(np.float32)
 
 
-DECODERS: Mapping[str, Callable[..., np.ndarray | tuple[np.ndarray, ...]]] = {
+DECODERS: Mapping[str, Decoder] = {
     "constexpr_affine_dequantize": affine_dequantize,
     "constexpr_blockwise_shift_scale": blockwise_shift_scale,
     "constexpr_cast": cast_constant,
@@ -132,7 +136,7 @@ DECODERS: Mapping[str, Callable[..., np.ndarray | tuple[np.ndarray, ...]]] = {
     "constexpr_sparse_blockwise_shift_scale": sparse_blockwise_shift_scale,
     "constexpr_sparse_to_dense": sparse_to_dense,
 }
-PACKED = {
+PACKED: Mapping[str, Decoder] = {
     "constexpr_lut_to_dense": lut_to_dense_packed,
     "constexpr_sparse_to_dense": sparse_to_dense_packed,
 }

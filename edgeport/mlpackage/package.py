@@ -78,7 +78,7 @@ def load_package(path: Path) -> Package:
 
 
 def _read_spec(path: Path) -> Any:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     model = message_module("Model_pb2").Model()
     try:
