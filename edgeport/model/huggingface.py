@@ -14,7 +14,6 @@ from edgeport.model.types import Model, SourceKind
 from edgeport.storage import hash_file, read_json
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 WEIGHTS = "model.safetensors"
