@@ -1,0 +1,88 @@
+"""Lower a Model to an ONNX file for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from edgeport.errors import BadInputError
+from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.onnx.canonical import canonicalize
+from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
+from edgeport.export.onnx.native import write_weights
+from edgeport.export.onnx.ort_format import write_ort_format
+from edgeport.export.onnx.trace import trace
+from edgeport.model.types import Model
+from edgeport.storage import write_bytes
+from edgeport.target import Target
+
+FILE = "model.onnx"
+PROTOBUF_LIMIT = 2**31 - 2**20
+"""Bytes that one protobuf message can hold, less room for the graph itself."""
+
+
+def save(program: ir.Model, out: Path) -> None:
+    """Write `model.onnx`, with the weights beside it in `model.onnx.data` when they pass protobuf's 2 GB."""
+    size = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
+    if size >= PROTOBUF_LIMIT:
+        ir.save(program, out / FILE, external_data=f"{FILE}.data")
+        return
+    write_bytes(out / FILE, ir.to_proto(program).SerializeToString(deterministic=True))
+
+
+def _facts(program: ir.Model, settings: LoweringSettings) -> dict[str, Any]:
+    operators = Counter(
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        for node in program.graph.all_nodes()
+    )
+    return {
+        "opset": program.opset_imports[""],
+        "ir_version": program.ir_version,
+        "nodes": sum(operators.values()),
+        "operators": dict(sorted(operators.items())),
+        "exporter": f"torch.onnx, onnx {onnx.__version__}",
+        "precision": settings.precision,
+    }
+
+
+def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
+    """Write `model.onnx` (and `model.ort` when asked) into the existing empty folder `out`.
+
+    The file's inputs and outputs have the model's names and stay float32 whatever the precision. With
+    dynamic shapes each `Axis` is a symbolic dimension of its name; with fixed shapes it has its example size.
+
+    Raises:
+        TargetRefusesError: an operator or a weight format that ONNX Runtime can't take, named.
+        BadInputError: the target has no ONNX Runtime options, or the model lacks a promised output.
+    """
+    options = target.onnxruntime
+    if options is None:
+        raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
+    program = trace(model, settings, options.opset)
+    unused = canonicalize(program, list(model.quantized))
+    fuse(program)
+    stored = write_weights(program, model.quantized, model.activations)
+    halves = store_float16(program) if settings.precision == "fp16" else 0
+    finish(program, model)
+    save(program, out)
+    facts = _facts(program, settings)
+    if unused:
+        facts["unused_weights"] = unused
+    if halves:
+        facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
+    if settings.ort_format:
+        facts["ort_format"] = write_ort_format(out / FILE)
+    return Artifact(
+        runtime="onnxruntime",
+        delegate="cpu",
+        root=out,
+        entry=FILE,
+        inputs=file_specs(list(program.graph.inputs), model.inputs),
+        outputs=file_specs(list(program.graph.outputs), model.outputs),
+        weights=stored,
+        facts=facts,
+    )

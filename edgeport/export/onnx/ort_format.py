@@ -1,0 +1,45 @@
+"""The ORT-format file: a flatbuffer that ONNX Runtime's minimal builds load, for small apps.
+
+See https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html. Beside it stands the
+list of operators and types that such a build must hold (`--include_ops_by_config`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from edgeport.storage import write_text
+
+CONFIG = "required_operators_and_types.config"
+
+
+def write_ort_format(onnx_file: Path) -> str:
+    """Write `<name>.ort` and the required-operators config beside an ONNX file. Returns the .ort file's name.
+
+    Constant folding is off: it would widen integer and float16 weights to float32 in the file. So is the
+    layout transformation for x86 (NCHWc), whose result runs on no phone.
+    """
+    import onnxruntime
+    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    path, config = onnx_file.with_suffix(".ort"), onnx_file.with_name(CONFIG)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    onnxruntime.InferenceSession(
+        str(onnx_file),
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["ConstantFolding", "NchwcTransformer"],
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        create_config_from_models([path], config, enable_type_reduction=True)
+    # Its comment lines name the model by its path on this machine.
+    lines = config.read_text().splitlines(keepends=True)
+    write_text(config, "".join(line for line in lines if not line.startswith("#")))
+    return path.name

@@ -1,0 +1,123 @@
+"""Read the compressed weights that an ONNX file really holds, back into their logical form.
+
+Nothing is remembered from the writing: the layout, the width of the codes and the scales are taken from
+the operators that consume each initializer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from edgeport.errors import BadInputError
+from edgeport.export.artifact import Artifact
+from edgeport.quantized import QuantizedTensor, ScaleDtype
+
+StoredWeight = QuantizedTensor
+
+_SCALE_DTYPES: Mapping[ir.DataType, ScaleDtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
+
+
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """Bytes (..., K/2) uint8 as codes -8..7 (..., K) int8; undoes `native.pack_nibbles`."""
+    codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.int8)
+    codes[..., 0::2] = (packed & 15).astype(np.int8) - 8
+    codes[..., 1::2] = (packed >> 4).astype(np.int8) - 8
+    return codes
+
+
+def _array(value: ir.Value | None, what: str) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise BadInputError(f"The file stores no {what}.")
+    array: np.ndarray = value.const_value.numpy()
+    return array
+
+
+def _logical(codes: np.ndarray, scale: ir.Value | None, *, bits: int, group_size: int | None) -> StoredWeight:
+    """Codes in the weight's own shape, with the scales that the operator multiplies by."""
+    scales = _array(scale, "scale")
+    assert scale is not None
+    assert scale.dtype is not None
+    rows = codes.shape[0]
+    size = group_size or codes.size // rows
+    return QuantizedTensor(
+        codes=torch.from_numpy(np.array(codes, order="C")),
+        scale=torch.from_numpy(np.array(scales, np.float32).reshape(rows, -1)),
+        zero_point=None,
+        bits=bits,
+        group_size=size,
+        axis=0,
+        scale_dtype=_SCALE_DTYPES[scale.dtype],
+    )
+
+
+def _from_integer_matmul(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    if len(node.inputs) > 5 and node.inputs[5] is not None:
+        raise BadInputError("The file stores a zero point where a symmetric weight was written.", where=node.name)
+    return _logical(codes.T, node.inputs[3], bits=8, group_size=None)
+
+
+def _from_dequantize(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    return _logical(codes, node.inputs[1], bits=8, group_size=None)
+
+
+def _from_gather(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """Gather(codes, ids) -> Cast -> Mul(..., Unsqueeze(Gather(scale, ids)))."""
+    product = next(user for cast, _ in node.outputs[0].uses() for user, _ in cast.outputs[0].uses())
+    for value in product.inputs:
+        unsqueeze = value.producer() if value is not None else None
+        if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0] is not None:
+            gather = unsqueeze.inputs[0].producer()
+            if gather is not None and gather.op_type == "Gather":
+                return _logical(codes, gather.inputs[0], bits=8, group_size=None)
+    raise BadInputError("An embedding's codes are gathered without their scales.", where=node.name)
+
+
+def _from_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """MatMulNBits or GatherBlockQuantized: two codes a byte."""
+    bits = node.attributes.get_int("bits", 4)
+    if bits != 4:
+        raise BadInputError(f"The file stores {bits}-bit blocks where 4-bit ones were written.", where=node.name)
+    flat = unpack_nibbles(codes).reshape(codes.shape[0], -1)
+    group_size = node.attributes.get_int("block_size")
+    return _logical(flat, node.inputs[2], bits=4, group_size=group_size)
+
+
+# In order of preference: beside an integer matmul, a Gather only says that a tied embedding reads the same codes.
+_READERS: dict[tuple[str, int], Callable[[ir.Node, np.ndarray], StoredWeight]] = {
+    ("MatMulIntegerToFloat", 1): _from_integer_matmul,
+    ("DequantizeLinear", 0): _from_dequantize,
+    ("MatMulNBits", 1): _from_blocks,
+    ("GatherBlockQuantized", 0): _from_blocks,
+    ("Gather", 0): _from_gather,
+}
+
+
+def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
+    """Every compressed weight of the file: codes in the weight's shape, scale (N, K/g) float32.
+
+    Raises:
+        BadInputError: the file can't be read, or a weight that the artifact lists is not in it.
+    """
+    try:
+        program = ir.load(artifact.path)
+    except Exception as error:
+        raise BadInputError(f"The ONNX file can't be read: {error}.", where=artifact.entry) from error
+    found: dict[str, StoredWeight] = {}
+    for parameter, name in artifact.weights.items():
+        value = program.graph.initializers.get(name)
+        codes = _array(value, f"initializer {name!r}")
+        assert value is not None
+        users = {(user.op_type, index): user for user, index in value.uses()}
+        kind = next((kind for kind in _READERS if kind in users), None)
+        if kind is None:
+            raise BadInputError("No operator of the file uses a compressed weight.", where=name)
+        found[parameter] = _READERS[kind](users[kind], codes)
+    return found

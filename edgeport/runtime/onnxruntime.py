@@ -1,0 +1,125 @@
+"""Run an ONNX or ORT-format file with ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeport.errors import BadInputError
+from edgeport.export.artifact import Artifact
+from edgeport.model.types import Axis, TensorSpec
+
+# Before the first import of the library, which reads it then: nothing about a user's models leaves the machine.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime  # noqa: E402
+
+PROVIDER = "CPUExecutionProvider"
+
+
+def _lacks_vnni() -> bool:
+    """An x86 processor whose uint8 x int8 products are summed in saturating 16 bits."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "GenuineIntel" in text or "AuthenticAMD" in text if "vnni" not in text else False
+
+
+def _cast(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
+    """The value in the dtype that the file takes.
+
+    Raises:
+        BadInputError: the cast would lose something.
+    """
+    wanted = np.dtype(spec.dtype)
+    if value.dtype == wanted:
+        return np.ascontiguousarray(value)
+    cast = value.astype(wanted)
+    same_kind = np.issubdtype(value.dtype, np.floating) == np.issubdtype(wanted, np.floating)
+    if not same_kind or not np.array_equal(
+        cast.astype(value.dtype), value, equal_nan=same_kind and cast.dtype.kind == "f"
+    ):
+        raise BadInputError(
+            f"The input {spec.name!r} has dtype {value.dtype}, which does not fit.", where=spec.name, allowed=spec.dtype
+        )
+    return np.ascontiguousarray(cast)
+
+
+def _describe(shape: tuple[int | Axis, ...]) -> str:
+    sizes = [f"{size.name} {size.minimum}..{size.maximum}" if isinstance(size, Axis) else str(size) for size in shape]
+    return "(" + ", ".join(sizes) + ")"
+
+
+def _check_shape(spec: TensorSpec, value: np.ndarray, seen: dict[str, int]) -> None:
+    """`seen` holds the size of each axis met so far: axes of one name must agree."""
+    fits = len(value.shape) == len(spec.shape)
+    for size, axis in zip(value.shape, spec.shape, strict=False):
+        if isinstance(axis, Axis):
+            fits = fits and axis.minimum <= size <= axis.maximum and seen.setdefault(axis.name, size) == size
+        else:
+            fits = fits and size == axis
+    if not fits:
+        raise BadInputError(
+            f"The input {spec.name!r} has the shape {tuple(value.shape)}, which does not fit.",
+            where=spec.name,
+            allowed=_describe(spec.shape),
+        )
+
+
+class OnnxRuntimeSession:
+    """A loaded ONNX Runtime artifact. See `edgeport.runtime.session.Session`.
+
+    Args:
+        artifact: with `runtime == "onnxruntime"`; its entry ends in .onnx or .ort.
+        threads: intra-op threads.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+
+    name = "onnxruntime"
+    vendor_kernels = True
+
+    def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
+        self._inputs = artifact.inputs
+        self._outputs = [spec.name for spec in artifact.outputs]
+        if not artifact.path.is_file():
+            raise BadInputError("The model file is missing.", where=artifact.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if _lacks_vnni():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            # A provider asked for but absent falls back with a mere warning, so only this one is ever asked for.
+            self._session = onnxruntime.InferenceSession(str(artifact.path), sess_options=options, providers=[PROVIDER])
+        except Exception as error:
+            raise BadInputError(
+                f"ONNX Runtime can't load the model file: {str(error).strip()}.",
+                where=artifact.entry,
+                next_step="The file is damaged or was changed after export: export it again.",
+            ) from error
+        if self._session.get_providers() != [PROVIDER]:
+            raise BadInputError(f"ONNX Runtime chose the providers {self._session.get_providers()}.", allowed=PROVIDER)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once: every input by name in, every output by name out. See `Session.run`."""
+        names = [spec.name for spec in self._inputs]
+        for name in inputs:
+            if name not in names:
+                raise BadInputError(f"The model has no input {name!r}.", allowed=names)
+        seen: dict[str, int] = {}
+        feed = {}
+        for spec in self._inputs:
+            if spec.name not in inputs:
+                raise BadInputError(f"The input {spec.name!r} is missing.", allowed=names)
+            value = np.asarray(inputs[spec.name])
+            _check_shape(spec, value, seen)
+            feed[spec.name] = _cast(spec, value)
+        results = self._session.run(self._outputs, feed)
+        return {name: np.asarray(result) for name, result in zip(self._outputs, results, strict=True)}
