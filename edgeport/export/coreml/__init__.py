@@ -1,1 +1,1 @@
-"""Lower to a Core ML model package."""
+"""Core ML: from a Model to a .mlpackage, with the logical codes and scales in Core ML's own constexpr operators."""

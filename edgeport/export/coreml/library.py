@@ -1,0 +1,91 @@
+"""coremltools, imported when needed and without its harmless lines.
+
+Importing it takes some ten seconds and prints that native libraries are missing (they exist on macOS only),
+that torch is newer than it was tested with, and progress bars for each pass. Everything else it says is kept:
+records of warning level and above are collected, so that a refusal can name the operator they speak of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+from edgeport.errors import BadInputError
+
+NOISY_LOGGERS = ("coremltools", "torchao", "torch.utils._pytree", "torch.export", "transformers")
+
+
+class _Collect(logging.Handler):
+    """Keeps the text of each record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage().strip())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Keep warnings and log lines of the exporters off the terminal; yields the list that collects the log lines."""
+    collect = _Collect()
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
+    for logger in loggers:
+        logger.propagate = False
+        logger.handlers = [collect]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield collect.lines
+    finally:
+        for logger, (propagate, handlers) in zip(loggers, before, strict=True):
+            logger.propagate, logger.handlers = propagate, handlers
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep coremltools from drawing a bar for each stage: it gives `tqdm` no way to be told."""
+    modules = [
+        (import_module("coremltools.converters.mil.mil.passes.pass_pipeline"), "tqdm"),
+        (import_module("coremltools.converters.mil.frontend.torch.ops"), "_tqdm"),
+    ]
+    saved = [(module, name, getattr(module, name)) for module, name in modules]
+    try:
+        for module, name, _ in saved:
+            setattr(module, name, lambda items, **_: items)
+        yield
+    finally:
+        for module, name, original in saved:
+            setattr(module, name, original)
+
+
+def load_coremltools() -> ModuleType:
+    """The coremltools package.
+
+    Raises:
+        BadInputError: it is not installed.
+    """
+    with quiet():
+        try:
+            return import_module("coremltools")
+        except ModuleNotFoundError as error:
+            raise BadInputError(
+                "Lowering for Core ML needs coremltools, which is not installed.",
+                next_step="pip install 'edgeport[coreml]'",
+            ) from error
+
+
+def failing_operator(lines: list[str]) -> str | None:
+    """The operator that coremltools was converting when it gave up, from what it logged; None when it did not say."""
+    for line in reversed(lines):
+        match = re.search(r"ERROR - converting '([^']+)' op(?: \(located at: '([^']+)'\))?", line)
+        if match:
+            return f"{match[1]} (at {match[2]})" if match[2] else match[1]
+    return None

@@ -1,0 +1,167 @@
+"""Lower a Model to a .mlpackage.
+
+torch.export -> decompositions -> coremltools, with the logical codes and scales as constexpr operators. The
+conversion runs anywhere; which compute unit runs an operator is decided on the device and can't be known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeport.errors import EdgeportError, TargetRefusesError
+from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.coreml.compressed import attach
+from edgeport.export.coreml.float16 import tame_constants
+from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
+from edgeport.export.coreml.library import failing_operator, load_coremltools, quiet, without_progress_bars
+from edgeport.export.coreml.norms import safe_norms
+from edgeport.export.coreml.package import write_package
+from edgeport.export.coreml.trace import export
+from edgeport.export.coreml.weights import logical
+from edgeport.mlpackage.constants import Constant, constants
+from edgeport.mlpackage.package import load_package
+from edgeport.mlpackage.program import Function, parse_function
+from edgeport.model.types import Model, TensorSpec
+from edgeport.quantized import QuantizedTensor
+from edgeport.target import Target
+
+ENTRY = "model.mlpackage"
+LABEL = "classLabel"
+PLACEMENT = "Which compute unit (CPU, GPU, Neural Engine) runs an operator is decided on the device: not known here."
+
+
+def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
+    """Write `model.mlpackage` into the existing empty folder `out`.
+
+    Raises:
+        TargetRefusesError: the model, an operator in it or a shape can't be converted; the message names it.
+        BadInputError: coremltools is not installed.
+    """
+    if target.coreml is None:
+        raise TargetRefusesError(f"The target {target.name!r} has no [coreml] table.", where=target.name)
+    deployment = target.coreml.minimum_deployment_target
+    check_enumerated(model, settings, deployment)
+    ct = load_coremltools()
+    classifier = settings.image_input and bool(model.labels)
+    half = settings.precision == "fp16"
+    with contextlib.ExitStack() as stack:
+        norms = stack.enter_context(safe_norms(model.module)) if half else []
+        program = export(model, settings, probabilities=classifier)
+    changed = tame_constants(program) if half else 0
+    names = attach(program, model.quantized)
+    mlmodel = _convert(ct, program, model, settings, deployment, classifier)
+    path = out / ENTRY
+    write_package(path, mlmodel.get_spec(), Path(mlmodel.weights_dir))
+    shutil.rmtree(mlmodel.package_path, ignore_errors=True)
+    function = parse_function(load_package(path))
+    return Artifact(
+        runtime="coreml",
+        delegate="coreml",
+        root=out,
+        entry=ENTRY,
+        inputs=_input_specs(model, settings),
+        outputs=file_specs(model.outputs, settings),
+        weights=_stored_names(model, names, constants(function.body)),
+        facts={
+            "minimum_deployment_target": deployment,
+            "specification_version": load_package(path).specification_version,
+            "compute_precision": settings.precision,
+            "operators": _histogram(function),
+            "weight_file_bytes": _weight_bytes(path),
+            "safe_norms": len(norms),
+            "constants_brought_into_float16": changed,
+            "image_input": settings.image_input,
+            "class_labels": len(model.labels) if classifier else 0,
+            "compute_units": PLACEMENT,
+        },
+    )
+
+
+def _convert(
+    ct: ModuleType,
+    program: torch.export.ExportedProgram,
+    model: Model,
+    settings: LoweringSettings,
+    deployment: str,
+    classifier: bool,
+) -> Any:
+    outputs = [ct.TensorType(name=spec.name, dtype=np.float32) for spec in model.outputs]
+    config = None
+    if classifier:
+        outputs.append(ct.TensorType(name=f"{LABEL}_probabilities", dtype=np.float32))
+        config = ct.ClassifierConfig(
+            list(model.labels),
+            predicted_feature_name=LABEL,
+            predicted_probabilities_output=f"{LABEL}_probabilities",
+        )
+    with quiet() as lines, without_progress_bars():
+        try:
+            return ct.convert(
+                program,
+                inputs=input_types(ct, model, settings),
+                outputs=outputs,
+                classifier_config=config,
+                minimum_deployment_target=ct.target[deployment],
+                compute_precision=ct.precision.FLOAT16 if settings.precision == "fp16" else ct.precision.FLOAT32,
+                skip_model_load=True,
+            )
+        except EdgeportError:
+            raise
+        except Exception as error:
+            operator = failing_operator(lines)
+            what = "Core ML's converter can't take this model"
+            dynamic = settings.shapes == "dynamic" or len(settings.enumerated) > 1
+            raise TargetRefusesError(
+                f"{what}: it stops at the operator {operator}." if operator else f"{what}.",
+                where=f"{model.name} ({type(error).__name__}: {str(error).strip()[:300]})",
+                next_step="Export with fixed shapes (`--shapes fixed`)." if dynamic else None,
+            ) from error
+
+
+def _input_specs(model: Model, settings: LoweringSettings) -> tuple[TensorSpec, ...]:
+    specs = file_specs(model.inputs, settings)
+    return tuple(TensorSpec(spec.name, "uint8", spec.shape) for spec in specs) if settings.image_input else specs
+
+
+def _same(stored: Constant, tensor: QuantizedTensor) -> bool:
+    if stored.operator == "const" or stored.type is None or stored.type.count != tensor.codes.numel():
+        return False
+    found = logical(stored)
+    return torch.equal(found.codes, tensor.codes) and torch.equal(found.scale, tensor.scale)
+
+
+def _stored_names(model: Model, inputs: dict[str, str], found: Any) -> dict[str, str]:
+    """Where each compressed weight is in the file.
+
+    A constant carries the name of the program's input; of two weights with equal bytes coremltools keeps one.
+
+    Raises:
+        EdgeportError: a weight is in the file otherwise than compressed (a bug: nothing here should do that).
+    """
+    names = {}
+    for name, tensor in model.quantized.items():
+        if inputs[name] in found and found[inputs[name]].operator != "const":
+            names[name] = inputs[name]
+            continue
+        same = [key for key, constant in found.items() if _same(constant, tensor)]
+        if not same:
+            raise EdgeportError("The converter did not keep a compressed weight compressed.", where=f"layer {name}")
+        names[name] = same[0]
+    return names
+
+
+def _histogram(function: Function) -> dict[str, int]:
+    """How often each operator stands in the program; plain constants are left out, compressed ones are not."""
+    return dict(sorted(Counter(op.type for op in function.body.walk() if op.type != "const").items()))
+
+
+def _weight_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("weight.bin"))
