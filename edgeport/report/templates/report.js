@@ -29,23 +29,15 @@
   const times = (x) => x.toFixed(2) + "×";
   const percent = (x) => (100 * x).toFixed(1) + " %";
   const small = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(3));
-  /* As many nines as there are, and two digits more. */
-  function cosine(x) {
-    const nines = x >= 1 ? 6 : Math.max(0, Math.floor(-Math.log10(1 - x)));
+  /* As many nines as the cosine has, and two digits more; `like` gives neighbours the same length. */
+  function cosine(x, like = x) {
+    const nines = like >= 1 ? 6 : Math.max(0, Math.floor(-Math.log10(1 - like)));
     return x.toFixed(Math.min(8, Math.max(4, nines + 2)));
   }
-  const interval = (i, format) => (i.n > 1 ? `95 %: ${format(i.low)} – ${format(i.high)}` : "one sample");
-
-  if (block === "") {
-    place("verdict").className = "verdict";
-    place("verdict").append(el("span", {}, "This page holds no measurements."));
-  } else {
-    draw(JSON.parse(block));
-  }
-  sortTables();
+  const interval = (i, format) => (i.n > 1 ? `${format(i.low, i.mean)} – ${format(i.high, i.mean)}` : "one sample");
 
   function draw(e) {
-    drawVerdict(e.verdict);
+    drawVerdict(e.verdict, e.states.executed_here);
     drawStates(e.states);
     drawTiles(e);
     drawChecks(e.verdict.checks);
@@ -56,17 +48,18 @@
   }
 
   /* Verdict, states, tiles */
-  function drawVerdict(verdict) {
+  function drawVerdict(verdict, executed) {
     const failed = verdict.checks.filter((c) => !c.passed);
     const total = verdict.checks.length;
     const banner = place("verdict");
+    const how = { reference: ", run by a reference evaluator: not yet on the target's own kernels", none: ", which was not run here" }[executed] || "";
     banner.classList.add(verdict.passed ? "pass" : "fail");
     banner.append(
       el("div", { class: "mark", "aria-hidden": "true" }, verdict.passed ? "✓" : "✗"),
       el("div", {},
         el("strong", {}, verdict.passed ? "All checks passed" : "Not ready to ship"),
         el("span", {}, verdict.passed
-          ? `${total} of ${total} checks of the recipe's gate, measured on the file in this bundle.`
+          ? `${total} of ${total} checks of the recipe's gate, on the file in this bundle${how}.`
           : `${failed.length} of ${total} checks failed (exit code ${verdict.exit_code}): ` +
             [...new Set(failed.map((c) => title(c.metric)))].join(", ") + "."))
     );
@@ -110,7 +103,7 @@
     const tiles = [
       tile("Size", bytes(e.size.bytes), present(e.size.ratio) ? `${times(e.size.ratio)} of fp32 (${bytes(e.size.baseline_bytes)})` : "no fp32 file to compare with"),
       tile("Cosine to the original", p && present(p.cosine) ? cosine(p.cosine.mean) : null,
-        p ? (present(p.cosine_worst) ? `worst ${cosine(p.cosine_worst)}` : p.finite ? "" : "the output is not finite") : ""),
+        p ? (present(p.cosine_worst) ? `${p.output}; worst sample ${cosine(p.cosine_worst)}` : p.finite ? "" : "the output is not finite") : ""),
     ];
     if (p && present(p.top1_agreement))
       tiles.push(tile("Same top answer", percent(p.top1_agreement.mean), `${p.positions ?? p.top1_agreement.n} comparisons`));
@@ -137,16 +130,16 @@
   }
   function amount(metric, value) {
     if (!present(value)) return "not measured";
-    if (metric.startsWith("cosine")) return cosine(value);
     if (metric.includes("ratio")) return times(value);
     if (metric.startsWith("top1")) return percent(value);
-    return Number.isInteger(value) ? String(value) : small(value);
+    return Number.isInteger(value) ? String(value) : metric.startsWith("cosine") ? String(value) : small(value);
   }
   function drawChecks(checks) {
     for (const c of [...checks].sort((a, b) => Number(a.passed) - Number(b.passed))) {
       const sign = c.metric.endsWith("_min") ? "≥" : c.metric.endsWith("_max") ? "≤" : "of";
       const limit = present(c.allowed) ? `${sign} ${amount(c.metric, c.allowed)}` : "";
-      const measure = amount(c.metric, c.measured) + (c.passed || sign === "of" ? " " : ", allowed ") + limit;
+      const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c.metric, c.measured);
+      const measure = measured + (c.passed || sign === "of" ? " " : ", allowed ") + limit;
       place("checks").append(
         el("li", { class: c.passed ? "pass" : "fail" },
           el("span", { class: "mark", "aria-label": c.passed ? "passed" : "failed" }, c.passed ? "✓" : "✗"),
@@ -217,12 +210,12 @@
     const high = Math.max(low + 1, Math.ceil(Math.max(...values)));
     const scale = (c) => (nines(c) - low) / (high - low);
     const ticks = [];
-    for (let n = low; n <= high; n += 1) ticks.push([(n - low) / (high - low), n === 0 ? "0" : n === 8 ? "1" : "0." + "9".repeat(n)]);
+    for (let n = low; n <= high; n += Math.ceil((high - low) / 4)) ticks.push([(n - low) / (high - low), n === 0 ? "0" : n === 8 ? "1" : "0." + "9".repeat(n)]);
     return el("figure", { class: "chart" },
       rows.map((p) => row(p.output, dotDrawing(scale, ticks, p.cosine, p.cosine_worst, limit(p.output)), cosine(p.cosine.mean), interval(p.cosine, cosine))),
       axisRow(ticks),
       el("figcaption", {}, meanKey(), rangeKey(), worstKey(), budgetKey(),
-        el("span", { class: "key" }, "Cosine similarity; further right is closer")));
+        el("span", { class: "key" }, "cosine similarity, further right is closer")));
   }
   function top1Chart(rows, limit) {
     const values = rows.flatMap((p) => [p.top1_agreement.low, limit(p.output)]).filter(present);
@@ -277,7 +270,7 @@
     for (let x = 0; x <= high; x += step) ticks.push([x / high, x.toFixed(1) + "×"]);
     const limit = limits(e.verdict.checks, "latency_ratio_max")(null);
     target.append(el("figure", { class: "chart" },
-      row("Ratio to fp32", dotDrawing((x) => x / high, ticks, l.ratio, null, limit), times(l.ratio.mean), interval(l.ratio, times)),
+      row("Ratio to fp32", dotDrawing((x) => x / high, ticks, l.ratio, null, limit), times(l.ratio.mean), interval(l.ratio, (x) => x.toFixed(3) + "×")),
       axisRow(ticks),
       el("figcaption", {},
         `Bars: median of a call, whisker: p90. ${l.queries} calls of each, interleaved, after ${l.warmup} to warm up; ` +
@@ -334,4 +327,12 @@
       }));
     }
   }
+
+  if (block === "") {
+    place("verdict").className = "verdict";
+    place("verdict").append(el("span", {}, "This page holds no measurements."));
+  } else {
+    draw(JSON.parse(block));
+  }
+  sortTables();
 })();
