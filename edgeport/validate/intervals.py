@@ -102,12 +102,8 @@ def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray) -> Interval
     n = len(numerator)
     value = float(np.median(numerator) / np.median(denominator))
     block = max(1, round(n ** (1 / 3)))
-    random = np.random.default_rng(SEED)
-    offsets = np.arange(block)
-    ratios = []
-    for _ in range(RESAMPLES // 2):
-        starts = random.integers(0, n, size=-(-n // block))
-        chosen = ((starts[:, None] + offsets) % n).reshape(-1)[:n]
-        ratios.append(np.median(numerator[chosen]) / np.median(denominator[chosen]))
+    starts = np.random.default_rng(SEED).integers(0, n, size=(RESAMPLES // 2, -(-n // block)))
+    chosen = ((starts[:, :, None] + np.arange(block)) % n).reshape(len(starts), -1)[:, :n]
+    ratios = np.median(numerator[chosen], axis=1) / np.median(denominator[chosen], axis=1)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(mean=value, low=min(float(low), value), high=max(float(high), value), n=n)

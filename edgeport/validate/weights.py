@@ -19,8 +19,8 @@ def check_weights(logical: Mapping[str, QuantizedTensor | str], stored: Mapping[
     """Compare all compressed weights.
 
     Args:
-        logical: what compression made, by parameter name: the tensor, or its digest
-            (`edgeport.quantized.digest`) where only the manifest's is known.
+        logical: what compression made, by parameter name: the tensor, or its `edgeport.quantized.digest`
+            (all that a bundle carries).
         stored: what the file holds, by parameter name.
 
     Returns:
@@ -37,16 +37,23 @@ def first_difference(logical: QuantizedTensor | str, stored: QuantizedTensor | N
     if stored is None:
         return "not in the file"
     if isinstance(logical, str):
-        return None if digest(stored) == logical else "codes or scales are not those of the manifest"
+        return (
+            None if digest(stored) == logical else f"sha256 {digest(stored)[:12]} in the file, {logical[:12]} logically"
+        )
     if logical.codes.shape != stored.codes.shape:
         return f"shape {tuple(stored.codes.shape)} in the file, {tuple(logical.codes.shape)} logically"
     if logical.scale.shape != stored.scale.shape:
         return f"scales of shape {tuple(stored.scale.shape)} in the file, {tuple(logical.scale.shape)} logically"
-    return (
+    if logical.bits != stored.bits:
+        return f"{stored.bits} bits in the file, {logical.bits} logically"
+    differing = (
         _differing("codes", logical.codes, stored.codes)
         or _differing("scales", logical.scale, stored.scale)
         or _differing("dequantised values", dequantize(logical), dequantize(stored))
     )
+    if differing is None and digest(stored) != digest(logical):
+        return "the same values in another form (axis or zero points)"
+    return differing
 
 
 def _differing(what: str, logical: torch.Tensor, stored: torch.Tensor) -> str | None:

@@ -23,24 +23,30 @@ def interval(mean):
 
 
 def parity(output="logits", **changes):
-    fields = dict(
-        output=output,
-        max_abs=0.1,
-        relative_l2=0.05,
-        cosine=interval(0.99),
-        cosine_worst=0.98,
-        top1_agreement=interval(0.9),
-        kl=interval(0.02),
-        positions=100,
-        finite=True,
-    )
+    fields = {
+        "output": output,
+        "max_abs": 0.1,
+        "relative_l2": 0.05,
+        "cosine": interval(0.99),
+        "cosine_worst": 0.98,
+        "top1_agreement": interval(0.9),
+        "kl": interval(0.02),
+        "positions": 100,
+        "finite": True,
+    }
     return OutputParity(**{**fields, **changes})
 
 
 EMBEDDING = parity("last_hidden_state", top1_agreement=None, kl=None, positions=None)
-BROKEN = dict(
-    finite=False, max_abs=None, relative_l2=None, cosine=None, cosine_worst=None, top1_agreement=None, kl=None
-)
+BROKEN = {
+    "finite": False,
+    "max_abs": None,
+    "relative_l2": None,
+    "cosine": None,
+    "cosine_worst": None,
+    "top1_agreement": None,
+    "kl": None,
+}
 LATENCY = Latency(
     threads=1,
     queries=100,
@@ -59,17 +65,17 @@ MEMORY = Memory(peak_rss_mb=60.0, runtime_rss_mb=40.0, baseline_peak_rss_mb=100.
 
 
 def measured(**changes):
-    fields = dict(
-        measured_at="2026-01-01T00:00:00+00:00",
-        machine=Machine(platform="p", cpu="c", cores=2, memory_gb=8.0, python="3.11", versions={}),
-        states=States(lowered="yes", executed_here="runtime", numerics_verified="no", statement="s"),
-        data=DataRecord(name="d", real=True, sha256={}, slice="all", licence=None, samples=10),
-        parity=(parity(),),
-        weights=WeightCheck(checked=4, equal=4, different=()),
-        size=Size(bytes=25, baseline_bytes=100, ratio=0.25),
-        latency=LATENCY,
-        memory=MEMORY,
-    )
+    fields = {
+        "measured_at": "2026-01-01T00:00:00+00:00",
+        "machine": Machine(platform="p", cpu="c", cores=2, memory_gb=8.0, python="3.11", versions={}),
+        "states": States(lowered="yes", executed_here="runtime", numerics_verified="no", statement="s"),
+        "data": DataRecord(name="d", real=True, sha256={}, slice="all", licence=None, samples=10),
+        "parity": (parity(),),
+        "weights": WeightCheck(checked=4, equal=4, different=()),
+        "size": Size(bytes=25, baseline_bytes=100, ratio=0.25),
+        "latency": LATENCY,
+        "memory": MEMORY,
+    }
     return Measurements(**{**fields, **changes})
 
 
@@ -164,7 +170,7 @@ def test_what_was_not_measured_does_not_pass(budget, changes, code, why):
 
 
 def test_what_has_no_budget_is_not_judged():
-    changes = dict(latency=None, memory=None, size=Size(bytes=1, baseline_bytes=None, ratio=None))
+    changes = {"latency": None, "memory": None, "size": Size(bytes=1, baseline_bytes=None, ratio=None)}
     assert judge(measured(**changes), Budgets()).passed
 
 
