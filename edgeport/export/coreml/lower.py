@@ -19,7 +19,7 @@ import torch
 from edgeport.errors import EdgeportError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.compressed import attach
-from edgeport.export.coreml.float16 import tame_constants
+from edgeport.export.coreml.float16 import takes_float16, tame_constants
 from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
 from edgeport.export.coreml.library import failing_operator, load_coremltools, quiet, without_progress_bars
 from edgeport.export.coreml.norms import safe_norms
@@ -93,6 +93,8 @@ def _convert(
     deployment: str,
     classifier: bool,
 ) -> Any:
+    half = ct.transform.FP16ComputePrecision(op_selector=takes_float16)
+    precision = half if settings.precision == "fp16" else ct.precision.FLOAT32
     outputs = [ct.TensorType(name=spec.name, dtype=np.float32) for spec in model.outputs]
     config = None
     if classifier:
@@ -110,7 +112,7 @@ def _convert(
                 outputs=outputs,
                 classifier_config=config,
                 minimum_deployment_target=ct.target[deployment],
-                compute_precision=ct.precision.FLOAT16 if settings.precision == "fp16" else ct.precision.FLOAT32,
+                compute_precision=precision,
                 skip_model_load=True,
             )
         except EdgeportError:

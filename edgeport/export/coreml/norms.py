@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from edgeport.export.coreml.trace import forward_replaced
+from edgeport.export.coreml.patches import forward_replaced
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_eps")
 TOLERANCE = 1e-5

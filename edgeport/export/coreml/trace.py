@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.coreml.library import quiet
+from edgeport.export.coreml.patches import forward_replaced, plain_attention, plain_masks
 from edgeport.model.types import Axis, Model
 
 aten = torch.ops.aten
@@ -79,20 +78,6 @@ def _select(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(result[: len(names)])
 
 
-@contextlib.contextmanager
-def forward_replaced(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give one module another `forward` for a while. Names of parameters and submodules stay as they are."""
-    before = vars(module).get("forward")
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            object.__setattr__(module, "forward", before)
-
-
 def whole_forward(model: Model, settings: LoweringSettings, *, probabilities: bool) -> Callable[..., Any]:
     """The forward that is exported: named outputs as a tuple, pixels normalised, probabilities added.
 
@@ -130,39 +115,6 @@ def normalise_pixels(pixels: torch.Tensor, model: Model) -> torch.Tensor:
     return pixels * factor + offset
 
 
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Write scaled_dot_product_attention in the form that coremltools takes, while a module is traced.
-
-    coremltools ignores `enable_gqa`, and an explicit `scale` keeps it from using iOS 18's fused operator even
-    when it is the default one, 1 / sqrt(head size).
-    """
-    original = F.scaled_dot_product_attention
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        if enable_gqa and key.shape[-3] != query.shape[-3]:
-            repeats = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
-        if scale is not None and math.isclose(scale, query.shape[-1] ** -0.5, rel_tol=1e-6):
-            scale = None
-        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original
-
-
 def export(model: Model, settings: LoweringSettings, *, probabilities: bool) -> torch.export.ExportedProgram:
     """The model as a program of ATen operators that coremltools has a conversion for.
 
@@ -175,7 +127,11 @@ def export(model: Model, settings: LoweringSettings, *, probabilities: bool) -> 
     if settings.image_input:
         example[model.inputs[0].name] = torch.full_like(example[model.inputs[0].name], 127.0)
     forward = whole_forward(model, settings, probabilities=probabilities)
-    with quiet(), forward_replaced(model.module, forward), plain_attention(), torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        for context in (quiet(), forward_replaced(model.module, forward), plain_attention(), torch.no_grad()):
+            stack.enter_context(context)
+        if model.huggingface:
+            stack.enter_context(plain_masks(positions_given="position_ids" in example))
         try:
             if model.huggingface:
                 from transformers.exporters import DynamoConfig, DynamoExporter
@@ -208,15 +164,16 @@ def _check_axes(program: torch.export.ExportedProgram, model: Model, settings: L
     for spec in model.inputs:
         tensor = values.get(spec.name)
         for dimension, axis in enumerate(spec.shape):
-            if isinstance(axis, Axis) and varies(axis, settings) and isinstance(tensor, torch.Tensor):
-                if isinstance(tensor.shape[dimension], int):
-                    raise TargetRefusesError(
-                        f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} "
-                        f"to {tensor.shape[dimension]}: it can't vary.",
-                        where=model.name,
-                        allowed="fixed shapes",
-                        next_step="Export with fixed shapes (`--shapes fixed`).",
-                    )
+            if not isinstance(axis, Axis) or not varies(axis, settings) or not isinstance(tensor, torch.Tensor):
+                continue
+            if isinstance(tensor.shape[dimension], int):
+                raise TargetRefusesError(
+                    f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} "
+                    f"to {tensor.shape[dimension]}: it can't vary.",
+                    where=model.name,
+                    allowed="fixed shapes",
+                    next_step="Export with fixed shapes (`--shapes fixed`).",
+                )
 
 
 # Decompositions that keep stock Hugging Face masks convertible: coremltools knows these operators, but not
@@ -250,7 +207,7 @@ def decompose(program: torch.export.ExportedProgram, model: Model) -> torch.expo
     Raises:
         TargetRefusesError: an operator can't be taken apart; names it and its layer.
     """
-    available = dict(torch.export.default_decompositions().items())
+    available: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
     table = dict(TARGETED)
     with quiet():
         program = program.run_decompositions(table)
