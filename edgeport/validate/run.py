@@ -36,7 +36,7 @@ class Effort:
         threads: of the runtime.
         queries, warmup: timed and untimed calls of each artifact; seconds: least time timed in all.
         limit_seconds: when to stop timing at the latest.
-        probes: fresh processes for memory and load time, of each artifact.
+        probes: fresh processes for memory and load time, of each artifact; 0 leaves them out.
     """
 
     threads: int = 1
@@ -205,6 +205,8 @@ def weighed(
     """Memory, or why there is none."""
     if executed != "runtime":
         return None, ABSENT[executed]
+    if effort.probes == 0:
+        return None, "No fresh process was asked for."
     try:
         return measure_memory(artifact, baseline, inputs, threads=effort.threads, runs=effort.probes), None
     except EdgeportError as error:
