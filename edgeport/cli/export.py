@@ -130,6 +130,7 @@ def export(
         quick=quick,
     )
     with working(verbose=verbose or debug) as watcher:
+        watcher.stage("start")
         if dry_run:
             from edgeport.pipeline import plan
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 TITLES = {
+    "start": "Start the libraries",
     "load": "Load the model",
     "reference": "Run the original",
     "compress": "Compress",

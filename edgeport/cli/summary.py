@@ -31,12 +31,19 @@ def _parity_rows(parity: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
         name = item["output"]
         if not item["finite"]:
             rows.append((f"{name}: finite", "NO: the output has NaN or infinite values"))
-        rows.append((f"{name}: cosine", f"{_interval(item['cosine'], 4)}, worst {item['cosine_worst']:.4f}"))
+        worst = "" if item["cosine_worst"] is None else f", worst {item['cosine_worst']:.4f}"
+        rows.append((f"{name}: cosine", _interval(item["cosine"], 4) + worst))
         if item.get("top1_agreement"):
             rows.append((f"{name}: top-1 agreement", _interval(item["top1_agreement"], 3)))
         if item.get("kl"):
             rows.append((f"{name}: KL, nats", _interval(item["kl"], 4)))
     return rows
+
+
+def _of_fp32(size: Mapping[str, Any]) -> str:
+    if size["ratio"] is None:
+        return ""
+    return f", {size['ratio']:.3f}x of fp32 ({in_bytes(size['baseline_bytes'])})"
 
 
 def _latency(evidence: Mapping[str, Any]) -> str:
@@ -68,7 +75,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     size, states, data = evidence["size"], evidence["states"], evidence["data"]
     kind = "" if data["real"] else " (not real data)"
     return [
-        ("size", f"{in_bytes(size['bytes'])}, {size['ratio']:.3f}x of fp32 ({in_bytes(size['baseline_bytes'])})"),
+        ("size", in_bytes(size["bytes"]) + _of_fp32(size)),
         *_parity_rows(evidence["parity"]),
         ("quantized weights", _weights(evidence)),
         ("latency", _latency(evidence)),

@@ -35,6 +35,7 @@ def validate(
     from edgeport.pipeline import validate_bundle
 
     with working(verbose=verbose or debug) as watcher:
+        watcher.stage("start")
         result = validate_bundle(bundle, quick=quick, progress=watcher)
     document = {
         "bundle": str(bundle),
