@@ -2,6 +2,8 @@
 
 No time, no machine, no path of the computer that made it: the same inputs give the same manifest, byte
 for byte. What was measured is in `evidence.json` beside it (edgeport.validate.evidence).
+
+The entries below mirror core types, field by field: the file's schema changes only on purpose.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class FileEntry(Strict):
 
 
 class SourceEntry(Strict):
-    """Where the model came from; `files` gives the sha256 of each file that was read."""
+    """Where the model came from (edgeport.model.types.Source)."""
 
     kind: str
     reference: str
@@ -105,7 +107,7 @@ class LayerEntry(Strict):
 
 
 class ImageEntry(Strict):
-    """How a picture becomes the input: resize, centre crop, then (pixel * scale - mean) / std per RGB channel."""
+    """How a picture becomes the input (edgeport.model.types.ImagePreprocessing)."""
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
@@ -113,6 +115,7 @@ class ImageEntry(Strict):
     scale: float
     crop: float
     resample: Literal["bilinear", "bicubic"]
+    stretch: bool
 
 
 class Manifest(Strict):

@@ -14,6 +14,7 @@ carries the hash of the manifest; the report carries the evidence.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def check_destination(destination: Path, *, force: bool) -> None:
                 where=destination,
                 next_step="Choose another output folder.",
             )
-        if not force:
+        if taken and not force:
             raise BadInputError(
                 "The output folder exists already.",
                 where=destination,
@@ -108,26 +109,27 @@ def check_destination(destination: Path, *, force: bool) -> None:
             )
     elif destination.exists() or destination.is_symlink():
         raise BadInputError("The output is a file, not a folder.", where=destination)
-    else:
-        above = _existing(destination)
-        if not above.is_dir():
-            raise BadInputError(
-                "The output folder can't be made: a part of its path is a file.",
-                where=above,
-                next_step="Choose another output folder.",
-            )
+    above = _existing(destination.absolute().parent)
+    try:
+        # Permission bits don't tell all (root, read-only disks): make something there and take it away.
+        tempfile.TemporaryDirectory(prefix=".edgeport.", dir=above).cleanup()
+    except OSError as error:
+        raise BadInputError(
+            f"The output folder can't be written: {error.strerror}.",
+            where=above,
+            next_step="Choose another output folder, or change the permissions of that one.",
+        ) from error
 
 
 def _existing(path: Path) -> Path:
-    """The closest of a path and the folders above it that exists."""
-    path = path.absolute()
+    """The closest of an absolute path and the folders above it that exists."""
     while not path.exists():
         path = path.parent
     return path
 
 
 def _check_space(destination: Path, needed: int) -> None:
-    place = _existing(destination)
+    place = _existing(destination.absolute())
     available = shutil.disk_usage(place).free
     if available < needed:
         raise BadInputError(
@@ -223,9 +225,9 @@ def write_bundle(destination: Path, contents: Contents, *, render: Render, force
     """
     check_destination(destination, force=force)
     golden = contents.golden.first()
-    assets = sum(path.stat().st_size for path in contents.model.assets.values())
-    _check_space(destination, tree_size(contents.artifact.root) + assets + golden.nbytes() + TEXT_BYTES)
     try:
+        assets = sum(path.stat().st_size for path in contents.model.assets.values())
+        _check_space(destination, tree_size(contents.artifact.root) + assets + golden.nbytes() + TEXT_BYTES)
         with new_folder(destination, replace=force) as folder:
             _write_files(folder, contents, golden)
             _write_texts(folder, make_manifest(contents, _files(folder)), contents.evidence, render)

@@ -8,14 +8,18 @@ forbids it, and allows the one script and the one style sheet by their hashes.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeport.report.waterfall import Waterfall, layer_bytes, make_waterfall
 from edgeport.storage import canonical_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 EVIDENCE_START = '<script type="application/json" id="evidence">'
 EVIDENCE_END = "</script>"
@@ -86,6 +90,16 @@ def overhead_label(waterfall: Waterfall) -> str:
     return "Graph, names, padding" if waterfall.overhead >= 0 else "Folded or dropped in lowering"
 
 
+@functools.cache
+def _page() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["bytes"] = format_bytes
+    environment.filters["shape"] = format_shape
+    return environment.from_string((_TEMPLATES / "report.html").read_text())
+
+
 def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
     """The text of report.html.
 
@@ -96,20 +110,15 @@ def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
     Raises:
         ValueError: the evidence holds a "<", with which it could break out of its script element.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     if "<" in evidence:
         raise ValueError('the text of the evidence holds a "<"; write it as \\u003c')
     style = (_TEMPLATES / "style.css").read_text()
     script = (_TEMPLATES / "report.js").read_text()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["bytes"] = format_bytes
-    environment.filters["shape"] = format_shape
-    page = environment.from_string((_TEMPLATES / "report.html").read_text())
     waterfall = make_waterfall(manifest)
     precision = manifest["settings"]["precision"]
-    return page.render(
+    return _page().render(
         manifest=manifest,
         waterfall=waterfall,
         steps=waterfall_steps(waterfall),

@@ -124,7 +124,7 @@
       cosine_min: "Cosine similarity, mean", relative_l2_max: "Relative L2 distance",
       top1_agreement_min: "Same top answer", kl_max: "KL divergence", size_ratio_max: "Size against fp32",
       latency_ratio_max: "Latency against fp32", peak_memory_ratio_max: "Peak memory against fp32",
-      weights: "Weights in the file, bit for bit", finite: "All values finite",
+      weights_equal: "Weights in the file are the logical ones", finite: "Every value is finite", varies: "Outputs follow the inputs",
     };
     return known[metric] || metric.replace(/_(min|max)$/, "").replaceAll("_", " ");
   }
@@ -132,20 +132,34 @@
     if (!present(value)) return "not measured";
     if (metric.includes("ratio")) return times(value);
     if (metric.startsWith("top1")) return percent(value);
-    return Number.isInteger(value) ? String(value) : metric.startsWith("cosine") ? String(value) : small(value);
+    return metric.startsWith("cosine") || Number.isInteger(value) ? String(value) : small(value);
+  }
+  /* Yes-or-no checks that passed for several outputs share one line. */
+  function grouped(checks) {
+    const lines = [];
+    for (const c of checks) {
+      const same = c.passed && isFlag(c) && lines.find((line) => line.metric === c.metric && line.passed);
+      if (same) same.output = [same.output, c.output].filter(present).join(", ");
+      else lines.push({ ...c });
+    }
+    return lines.sort((a, b) => Number(a.passed) - Number(b.passed));
+  }
+  const isFlag = (c) => !/_(min|max)$/.test(c.metric) && c.allowed === 1;
+  function measureOf(c) {
+    if (isFlag(c)) return c.passed ? "yes" : present(c.measured) ? "no" : "not measured";
+    const sign = c.metric.endsWith("_min") ? "≥" : "≤";
+    const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c.metric, c.measured);
+    return `${measured}${c.passed ? "" : ", allowed"} ${sign} ${amount(c.metric, c.allowed)}`;
   }
   function drawChecks(checks) {
-    for (const c of [...checks].sort((a, b) => Number(a.passed) - Number(b.passed))) {
-      const sign = c.metric.endsWith("_min") ? "≥" : c.metric.endsWith("_max") ? "≤" : "of";
-      const limit = present(c.allowed) ? `${sign} ${amount(c.metric, c.allowed)}` : "";
-      const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c.metric, c.measured);
-      const measure = measured + (c.passed || sign === "of" ? " " : ", allowed ") + limit;
+    for (const c of grouped(checks)) {
+      const more = !c.passed || c.metric === "weights_equal" ? c.message : "";
       place("checks").append(
         el("li", { class: c.passed ? "pass" : "fail" },
           el("span", { class: "mark", "aria-label": c.passed ? "passed" : "failed" }, c.passed ? "✓" : "✗"),
           el("span", {}, title(c.metric), c.output ? el("span", { class: "muted" }, " · " + c.output) : null),
-          el("span", { class: "measure" }, measure),
-          c.passed ? null : el("span", { class: "more" }, c.message),
+          el("span", { class: "measure" }, measureOf(c)),
+          more ? el("span", { class: "more" }, more) : null,
           c.passed || !c.advice ? null : el("span", { class: "more advice" }, "Try first: " + c.advice)));
     }
   }
@@ -235,7 +249,7 @@
       ["Worst", (p) => (present(p.cosine_worst) ? cosine(p.cosine_worst) : "–")],
       ["Same top answer", (p) => (present(p.top1_agreement) ? percent(p.top1_agreement.mean) : null)],
       ["KL, nats", (p) => (present(p.kl) ? `${small(p.kl.mean)} (${small(p.kl.low)} – ${small(p.kl.high)})` : null)],
-      ["Finite", (p) => (p.finite ? "yes" : "NO")],
+      ["Finite", (p) => (p.finite ? "yes" : "no")],
     ].filter(([, read]) => rows.some((p) => read(p) !== null));
     return el("div", { class: "scroll" }, el("table", { class: "numbers" },
       el("thead", {}, el("tr", {}, columns.map(([name]) => el("th", {}, name)))),
