@@ -70,7 +70,7 @@ def _load(
     if path.suffix == ".gguf" and not reference.startswith(HUB_PREFIX):
         from edgeport.model.gguf import load_gguf
 
-        return load_gguf(path, name=short_name(path.stem), reference=path.name, task=task)
+        return load_gguf(path, name=short_name(path.stem), reference=path.name, task=task, progress=progress)
     if path.is_file():
         raise BadInputError("The file is no model that edgeport can read.", where=path, allowed=ALLOWED)
     if reference.startswith(HUB_PREFIX) or (HUB_ID.fullmatch(reference) and not path.parent.is_dir()):

@@ -107,11 +107,11 @@ def load_zoo(name: str, *, task: str | None = None, progress: Progress | None = 
     if progress is not None:
         progress(f"loading {entry.title}")
     hashes = {Path(member).name: digest for package in entry.packages for member, digest in package.members.items()}
-    model = _load(entry, path, task, hashes)
+    model = _load(entry, path, task, hashes, progress)
     return replace(model, source=replace(model.source, kind="zoo", licence=entry.licence, note=entry.note))
 
 
-def _load(entry: ZooEntry, path: Path, task: str | None, hashes: dict[str, str]) -> Model:
+def _load(entry: ZooEntry, path: Path, task: str | None, hashes: dict[str, str], progress: Progress | None) -> Model:
     reference = PREFIX + entry.name
     if entry.loader == "huggingface":
         from edgeport.model.huggingface import load_folder
@@ -120,7 +120,7 @@ def _load(entry: ZooEntry, path: Path, task: str | None, hashes: dict[str, str])
     if entry.loader == "gguf":
         from edgeport.model.gguf import load_gguf
 
-        return load_gguf(path, name=entry.name, reference=reference, task=task, hashes=hashes)
+        return load_gguf(path, name=entry.name, reference=reference, task=task, hashes=hashes, progress=progress)
     if entry.loader == "whisper-ctranslate2":
         from edgeport.model.whisper import load_whisper
 
