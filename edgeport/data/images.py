@@ -47,8 +47,8 @@ def normalize_pixels(pixels: np.ndarray, how: ImagePreprocessing) -> np.ndarray:
     Returns:
         float32, shape (1, 3, height, width).
     """
-    values = pixels.astype(np.float32) * np.float32(how.scale)
-    values = (values - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
+    scaled = pixels.astype(np.float32) * np.float32(how.scale)
+    values = (scaled - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
 

@@ -266,8 +266,8 @@ def _whisper_tokens(model: Model, decoder: TensorSpec, words: str, *, fixed: boo
     length = _decoder_length(decoder)
     tokenizer = open_tokenizer(_tokenizer_file(model), length)
     _check_vocabulary(model, tokenizer)
-    prompt = [tokenizer.token_to_id(token) for token in WHISPER_PROMPT]
-    if None in prompt:
+    prompt = [number for token in WHISPER_PROMPT if (number := tokenizer.token_to_id(token)) is not None]
+    if len(prompt) < len(WHISPER_PROMPT):
         raise _NoRealDataError("its tokenizer lacks Whisper's prompt tokens")
     ids = [*prompt, *tokenizer.encode(" " + words, add_special_tokens=False).ids][:length]
     config: Any = model.module.config

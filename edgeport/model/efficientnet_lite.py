@@ -83,7 +83,8 @@ class InvertedBottleneck(nn.Module):
         """(batch, channels_in, height, width) to (batch, channels_out, height / stride, width / stride)."""
         y = x if self.expand is None else self.activation(self.expand(x))
         y = self.project(self.activation(self.depthwise(y)))
-        return x + y if self.residual else y
+        result: torch.Tensor = x + y if self.residual else y
+        return result
 
 
 class EfficientNetLite(nn.Module):

@@ -32,7 +32,7 @@ def fold_norms(module: nn.Module, example: Mapping[str, torch.Tensor]) -> int:
     pairs = _adjacent_pairs(module, example)
     names = {child: name for name, child in module.named_modules()}
     for convolution, norm in pairs:
-        _replace(module, names[convolution], fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
+        _replace(module, names[convolution], fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var, arg-type]
         _replace(module, names[norm], nn.Identity())
     return len(pairs)
 

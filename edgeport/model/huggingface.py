@@ -253,7 +253,6 @@ def download(repository: str, *, allow_pickle: bool = False, progress: Callable[
     Raises:
         BadInputError: it can't be reached, does not exist, or is not in the cache while offline.
     """
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -268,7 +267,7 @@ def download(repository: str, *, allow_pickle: bool = False, progress: Callable[
         raise BadInputError(
             f"The hub has no repository {repository!r}, or it is private.", next_step="Check the name, or log in."
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise BadInputError(
             f"The hub repository {repository!r} is not in the local cache and can't be downloaded.",
             where=first_line(error),
@@ -279,7 +278,7 @@ def download(repository: str, *, allow_pickle: bool = False, progress: Callable[
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' and huggingface_hub's progress bars and load reports off the terminal."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

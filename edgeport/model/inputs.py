@@ -101,7 +101,7 @@ def longest_sequence(module: PreTrainedModel) -> int:
     for name, child in module.named_modules():
         # RoBERTa counts positions from padding_idx + 1, so the table is that much longer than a sequence.
         if name.endswith("position_embeddings") and getattr(child, "padding_idx", None) is not None:
-            return min(longest - int(child.padding_idx) - 1, LONGEST_SEQUENCE)  # type: ignore[arg-type]
+            return min(longest - int(child.padding_idx) - 1, LONGEST_SEQUENCE)
     return min(longest, LONGEST_SEQUENCE)
 
 
