@@ -33,7 +33,7 @@ def judge(measurements: Measurements, budgets: Budgets) -> Verdict:
     """Hold the measurements against the budgets.
 
     Returns:
-        One check for each budget that is set, for each output where it fits; the exit code is the lowest
+        One check for each budget that is set, parity for each output of the model; the exit code is the lowest
         of the failed checks' (10 parity, 12 latency, 13 size, 14 memory, 15 not measured validly), or 0.
     """
     checks = (
@@ -126,10 +126,9 @@ def _parity_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
         checks.append(_flag("finite", name, parity.finite, f"{name}: {finite}"))
         if parity.finite:
             checks.append(_flag("varies", name, parity.varies, f"{name}: {varies}"))
-        if parity.main:
-            checks += [
-                _parity_check(parity, metric, allowed) for metric, allowed in wanted.items() if _applies(parity, metric)
-            ]
+        checks += [
+            _parity_check(parity, metric, allowed) for metric, allowed in wanted.items() if _applies(parity, metric)
+        ]
     return checks
 
 

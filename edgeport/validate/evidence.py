@@ -74,7 +74,6 @@ class OutputParity(Strict):
     numbers are absent.
 
     Attributes:
-        main: judged by the budgets; False for an output that the task does not use.
         max_abs: largest absolute difference, in the output's own unit.
         relative_l2: ||difference|| / ||reference|| over everything.
         cosine: mean cosine similarity a sample, with interval; over all samples at once where a sample
@@ -88,7 +87,6 @@ class OutputParity(Strict):
     """
 
     output: str
-    main: bool = True
     max_abs: float | None
     relative_l2: float | None
     cosine: Interval | None
@@ -107,11 +105,13 @@ class WeightCheck(Strict):
         checked: logical tensors looked for in the file; 0 only when nothing was compressed.
         equal: those with the same codes, the same scales and the same dequantised values.
         different: "name: what differs" for the rest, and for compressed tensors that only the file has.
+        unused: compressed weights that no exported output depends on, so that the exporter left them out.
     """
 
     checked: int
     equal: int
     different: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 class Latency(Strict):

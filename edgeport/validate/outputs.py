@@ -109,13 +109,3 @@ def class_scores(
     else:
         scores = (value if valid is None else value[valid]).reshape(-1, value.shape[-1])
     return scores if scores.shape[-1] > 1 else None
-
-
-def main_outputs(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The outputs that budgets judge: all but the pooler where the sentence embedding is what users take.
-
-    BERT's pooler was trained for next-sentence prediction and is left untrained by sentence encoders.
-    """
-    if SENTENCE_EMBEDDING in names:
-        return tuple(name for name in names if name != "pooler_output")
-    return names

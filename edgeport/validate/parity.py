@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgeport.errors import MeasurementError
 from edgeport.validate.evidence import OutputParity
 from edgeport.validate.intervals import bootstrap_sums, mean_interval, share_interval
-from edgeport.validate.outputs import class_scores, main_outputs, valid_positions, with_derived
+from edgeport.validate.outputs import class_scores, valid_positions, with_derived
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +131,7 @@ def compare_sample(
     )
 
 
-def summarise(name: str, rows: list[SampleParity], *, main: bool, varies: bool) -> OutputParity:
+def summarise(name: str, rows: list[SampleParity], *, varies: bool) -> OutputParity:
     """One output over all samples.
 
     Raises:
@@ -150,7 +150,6 @@ def summarise(name: str, rows: list[SampleParity], *, main: bool, varies: bool) 
     if not all(row.finite for row in rows):
         return OutputParity(
             output=name,
-            main=main,
             max_abs=None,
             relative_l2=None,
             cosine=None,
@@ -170,7 +169,6 @@ def summarise(name: str, rows: list[SampleParity], *, main: bool, varies: bool) 
     constant = min(row.measured_low for row in rows) == max(row.measured_high for row in rows)
     return OutputParity(
         output=name,
-        main=main,
         max_abs=max(row.max_abs for row in rows),
         relative_l2=(sum(row.difference_square for row in rows) / sum(row.reference_square for row in rows)) ** 0.5,
         cosine=cosine,
@@ -236,9 +234,8 @@ def compare(
                 measured_varies.add(name)
     if not rows or next(wants, None) is not None:
         raise MeasurementError("There is no sample to compare, or the artifact answered fewer than there are.")
-    main = main_outputs(tuple(rows))
     return tuple(
-        summarise(name, found, main=name in main, varies=name in measured_varies or name not in reference_varies)
+        summarise(name, found, varies=name in measured_varies or name not in reference_varies)
         for name, found in rows.items()
     )
 

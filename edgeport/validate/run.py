@@ -109,7 +109,7 @@ def measure(
         baseline_bytes = model_bytes(baseline)
     size = measure_size(artifact, baseline_bytes, predicted_bytes)
     watch(1, steps, "weights in the file")
-    weights = check_weights(logical, read_weights(artifact))
+    weights = check_weights(logical, read_weights(artifact), unused=artifact.facts.get("unused_weights", ()))
 
     executed, parity = execute(artifact, samples, reference, task, execution, effort, watch)
     inputs = timing_inputs if timing_inputs is not None else largest(samples)

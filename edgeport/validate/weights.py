@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from edgeport.quantized import QuantizedTensor, dequantize, digest
@@ -15,21 +15,33 @@ if TYPE_CHECKING:
     import torch
 
 
-def check_weights(logical: Mapping[str, QuantizedTensor | str], stored: Mapping[str, QuantizedTensor]) -> WeightCheck:
+def check_weights(
+    logical: Mapping[str, QuantizedTensor | str],
+    stored: Mapping[str, QuantizedTensor],
+    *,
+    unused: Collection[str] = (),
+) -> WeightCheck:
     """Compare all compressed weights.
 
     Args:
         logical: what compression made, by parameter name: the tensor, or its `edgeport.quantized.digest`
             (all that a bundle carries).
         stored: what the file holds, by parameter name.
+        unused: weights that the exporter left out, as no output depends on them: they need not be in the file.
 
     Returns:
         `different` names each weight that is missing from the file, is only in the file, or differs, and how.
     """
-    found = {name: first_difference(logical[name], stored.get(name)) for name in sorted(logical)}
+    absent = sorted(name for name in unused if name in logical and name not in stored)
+    found = {name: first_difference(logical[name], stored.get(name)) for name in sorted(set(logical) - set(absent))}
     different = [f"{name}: {problem}" for name, problem in found.items() if problem is not None]
     extra = [f"{name}: compressed in the file only" for name in sorted(set(stored) - set(logical))]
-    return WeightCheck(checked=len(found), equal=len(found) - len(different), different=(*different, *extra))
+    return WeightCheck(
+        checked=len(found),
+        equal=len(found) - len(different),
+        different=(*different, *extra),
+        unused=tuple(absent),
+    )
 
 
 def first_difference(logical: QuantizedTensor | str, stored: QuantizedTensor | None) -> str | None:

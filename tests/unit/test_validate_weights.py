@@ -83,6 +83,14 @@ def test_missing_extra_shape_and_bits(tensor):
     )
 
 
+def test_a_weight_that_no_output_needs_may_be_left_out(tensor):
+    other = replace(tensor, scale=tensor.scale * 2)
+    found = check_weights({"head": tensor, "w": tensor}, {"w": tensor}, unused=["head"])
+    assert (found.checked, found.equal, found.different, found.unused) == (1, 1, (), ("head",))
+    # It is in the file after all, and wrong: that counts.
+    assert check_weights({"head": tensor}, {"head": other}, unused=["head"]).equal == 0
+
+
 def test_a_digest_stands_for_the_tensor(tensor):
     stored = clone(tensor)
     assert check_weights({"w": digest(tensor)}, {"w": stored}).equal == 1
