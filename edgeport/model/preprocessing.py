@@ -35,8 +35,8 @@ def read_preprocessing(path: Path, pixels: TensorSpec) -> ImagePreprocessing | N
 def _preprocessing(config: Mapping[str, Any], size: tuple[int, int]) -> ImagePreprocessing:
     normalize = bool(config.get("do_normalize", True))
     rescale = bool(config.get("do_rescale", True))
-    shorter = _shorter_side(config.get("size"))
     crops = bool(config.get("do_center_crop", False))
+    shorter = _shorter_side(config.get("size"), crops=crops)
     return ImagePreprocessing(
         size=size,
         mean=_three(config["image_mean"]) if normalize else (0.0, 0.0, 0.0),
@@ -48,15 +48,16 @@ def _preprocessing(config: Mapping[str, Any], size: tuple[int, int]) -> ImagePre
     )
 
 
-def _shorter_side(size: Any) -> int | None:
-    """Pixels that the shorter side is resized to; None when both sides are given."""
-    if isinstance(size, Mapping):
-        side = size.get("shortest_edge")
-        if side is None and size.get("height") == size.get("width"):
-            # Only meaningful together with a centre crop; without one both sides are stretched.
-            return None
-        return None if side is None else int(side)
-    return int(size) if isinstance(size, int) else None
+def _shorter_side(size: Any, *, crops: bool) -> int | None:
+    """Pixels that the shorter side is resized to; None when the whole picture is stretched to both sides."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    if isinstance(size, Mapping) and crops:
+        # Resized to both sides and then cropped: the nearest that keeps the picture's proportions.
+        return min(int(size["height"]), int(size["width"]))
+    return None
 
 
 def _three(values: Any) -> tuple[float, float, float]:
