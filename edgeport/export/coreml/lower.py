@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,23 +141,22 @@ def _same(stored: Constant, tensor: QuantizedTensor) -> bool:
     return torch.equal(found.codes, tensor.codes) and torch.equal(found.scale, tensor.scale)
 
 
-def _stored_names(model: Model, inputs: dict[str, str], found: Any) -> dict[str, str]:
+def _stored_names(model: Model, inputs: Mapping[str, str], found: Mapping[str, Constant]) -> dict[str, str]:
     """Where each compressed weight is in the file.
 
-    A constant carries the name of the program's input; of two weights with equal bytes coremltools keeps one.
+    A constant carries the name of the program's input, at times with a suffix; of two weights with equal bytes
+    coremltools keeps one, under the other's name.
 
     Raises:
         EdgeportError: a weight is in the file otherwise than compressed (a bug: nothing here should do that).
     """
     names = {}
     for name, tensor in model.quantized.items():
-        if inputs[name] in found and found[inputs[name]].operator != "const":
-            names[name] = inputs[name]
-            continue
-        same = [key for key, constant in found.items() if _same(constant, tensor)]
-        if not same:
-            raise EdgeportError("The converter did not keep a compressed weight compressed.", where=f"layer {name}")
-        names[name] = same[0]
+        likely = [key for key in found if key.startswith(inputs[name])]
+        stored = next((key for key in (*sorted(likely), *found) if _same(found[key], tensor)), None)
+        if stored is None:
+            raise EdgeportError("The converter did not keep a compressed weight as it was.", where=f"layer {name}")
+        names[name] = stored
     return names
 
 
