@@ -112,7 +112,13 @@ def _applies(requirement: Requirement, extra: str = "") -> bool:
 
 
 def _installed() -> dict[str, metadata.Distribution]:
-    return {canonicalize_name(dist.metadata["Name"]): dist for dist in metadata.distributions()}
+    """The importable distributions by name; of two with one name the first on the path, which is what gets imported."""
+    found: dict[str, metadata.Distribution] = {}
+    for dist in metadata.distributions():
+        name = dist.metadata["Name"]
+        if name:  # a half-removed package leaves a folder without a name
+            found.setdefault(canonicalize_name(name), dist)
+    return found
 
 
 def check_packages() -> tuple[PackageState, ...]:

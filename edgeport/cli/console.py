@@ -38,11 +38,23 @@ def answers() -> Console:
 
 
 def answer(document: Any, as_json: bool, draw: Callable[[Console], None]) -> None:
-    """Print a verb's answer: the document as JSON, or drawn for people."""
+    """Print a verb's answer: the document as JSON, or drawn for people.
+
+    A reader that leaves early (`| head`) is no error.
+    """
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     else:
-        draw(answers())
+        console = answers()
+        with console.capture() as captured:
+            draw(console)
+        text = captured.get()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def draw_toml(path: Path) -> Callable[[Console], None]:
@@ -55,7 +67,7 @@ def draw_toml(path: Path) -> Callable[[Console], None]:
 
             console.print(Syntax(text, "toml", background_color="default"))
         else:
-            print(text, end="")
+            console.out(text, end="", highlight=False)
 
     return draw
 

@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         code = app(args=given, prog_name="edgeport", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # typer catches the interrupt itself
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK
     except EdgeportError as error:
         if debug:
