@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from edgeport.errors import BadInputError
 
@@ -64,6 +65,29 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         for module, name, original in saved:
             setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def other_outputs_beside_classes() -> Iterator[None]:
+    """Let a classifier keep further outputs, such as its logits.
+
+    coremltools 9.0 looks the type of each output up by its position, but `classify` puts two outputs (label and
+    probabilities) in the place of one: with a further output the list of types is one short.
+    """
+    load = import_module("coremltools.converters.mil.backend.mil.load")
+    original = load._add_classify_op
+
+    def add_classify(program: Any, config: Any) -> Any:
+        names = original(program, config)
+        function = program.functions["main"]
+        function.output_types = [*function.output_types, function.output_types[-1]]
+        return names
+
+    load._add_classify_op = add_classify
+    try:
+        yield
+    finally:
+        load._add_classify_op = original
 
 
 def load_coremltools() -> ModuleType:

@@ -22,7 +22,13 @@ from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.compressed import attach
 from edgeport.export.coreml.float16 import takes_float16, tame_constants
 from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
-from edgeport.export.coreml.library import failing_operator, load_coremltools, quiet, without_progress_bars
+from edgeport.export.coreml.library import (
+    failing_operator,
+    load_coremltools,
+    other_outputs_beside_classes,
+    quiet,
+    without_progress_bars,
+)
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.package import write_package
 from edgeport.export.coreml.trace import export
@@ -80,7 +86,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
             "safe_norms": len(norms),
             "constants_brought_into_float16": changed,
             "image_input": settings.image_input,
-            "class_labels": len(model.labels) if classifier else 0,
+            "classifier_outputs": [LABEL, f"{LABEL}_probs"] if classifier else [],
             "compute_units": PLACEMENT,
         },
     )
@@ -101,11 +107,11 @@ def _convert(
     if classifier:
         outputs.append(ct.TensorType(name=f"{LABEL}_probabilities", dtype=np.float32))
         config = ct.ClassifierConfig(
-            list(model.labels),
+            distinct_labels(model),
             predicted_feature_name=LABEL,
             predicted_probabilities_output=f"{LABEL}_probabilities",
         )
-    with quiet() as lines, without_progress_bars():
+    with quiet() as lines, without_progress_bars(), other_outputs_beside_classes():
         try:
             return ct.convert(
                 program,
@@ -127,6 +133,23 @@ def _convert(
                 where=f"{model.name} ({type(error).__name__}: {str(error).strip()[:300]})",
                 next_step="Export with fixed shapes (`--shapes fixed`)." if dynamic else None,
             ) from error
+
+
+def distinct_labels(model: Model) -> list[str]:
+    """The class names, told apart by their number where several classes share one: Core ML looks them up by name.
+
+    Raises:
+        TargetRefusesError: there are not as many names as classes.
+    """
+    classes = model.outputs[0].shape[-1]
+    if len(model.labels) != classes:
+        raise TargetRefusesError(
+            f"The model has {len(model.labels)} class names for {classes} classes.",
+            where=model.name,
+            next_step="Leave out `--image-input`, or correct the labels in the checkpoint's config.",
+        )
+    counts = Counter(model.labels)
+    return [f"{label} ({index})" if counts[label] > 1 else label for index, label in enumerate(model.labels)]
 
 
 def _input_specs(model: Model, settings: LoweringSettings) -> tuple[TensorSpec, ...]:
