@@ -53,10 +53,8 @@ def rsqrt(x: Tensor, epsilon: Tensor | float = 1e-12) -> Tensor:
     return torch.rsqrt(x + epsilon)
 
 
-def select(cond: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-    """a where cond, b elsewhere; without a and b the indices of true elements, shape (n, rank)."""
-    if a is None or b is None:
-        return torch.nonzero(cond)
+def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where cond, b elsewhere."""
     return torch.where(cond, a, b)
 
 
