@@ -24,21 +24,34 @@ def scale_shape(tensor: QuantizedTensor) -> tuple[int, ...]:
     return tuple(tensor.scale.shape)
 
 
+def live_inputs(program: torch.export.ExportedProgram) -> set[str]:
+    """Names of the program's inputs, parameters among them, that some output depends on."""
+    waiting = [node for node in program.graph.nodes if node.op == "output"]
+    seen = set(waiting)
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return {node.name for node in seen if node.op == "placeholder"}
+
+
 def attach(program: torch.export.ExportedProgram, quantized: Mapping[str, QuantizedTensor]) -> dict[str, str]:
-    """Add the buffers for every compressed weight to the program's state.
+    """Add the buffers for every compressed weight that an output depends on to the program's state.
 
     Returns:
-        For each compressed parameter, the name of the program's input that stands for it.
+        For each such weight, the name of the program's input that stands for it (the first, when tied).
 
     Raises:
-        TargetRefusesError: a form that Core ML's constexpr operators don't have, or a weight the program
-            does not read.
+        TargetRefusesError: a form that Core ML's constexpr operators don't have.
     """
-    inputs = {target: name for name, target in program.graph_signature.inputs_to_parameters.items()}
-    # A tied weight has several names, and the program may keep any of them.
-    by_storage = {
-        (program.state_dict[target].data_ptr(), program.state_dict[target].shape): target for target in inputs
-    }
+    live = live_inputs(program)
+    state = program.state_dict
+    # A tied weight has several names: they share one storage, and the program may read any of them.
+    users: dict[tuple[int, torch.Size], list[tuple[str, str]]] = {}
+    for name, target in program.graph_signature.inputs_to_parameters.items():
+        if name in live:
+            users.setdefault((state[target].data_ptr(), state[target].shape), []).append((name, target))
     names = {}
     for name, tensor in quantized.items():
         if tensor.axis != 0 or not tensor.symmetric or not (tensor.per_channel or tensor.codes.ndim == 2):
@@ -46,22 +59,17 @@ def attach(program: torch.export.ExportedProgram, quantized: Mapping[str, Quanti
                 "Core ML takes symmetric codes, one scale an output channel or one scale a group of a matrix's row.",
                 where=f"layer {name}",
             )
-        weight = program.state_dict.get(name)
-        target = None if weight is None else by_storage.get((weight.data_ptr(), weight.shape))
-        if target is None:
-            raise TargetRefusesError(
-                "The compressed weight is not used by the exported program.",
-                where=f"layer {name}",
-                next_step="Leave it out with `exclude` in the recipe.",
-            )
-        prefix, _, leaf = target.rpartition(".")
-        start = f"{prefix}." if prefix else ""
-        buffers = {
-            "compression_type": torch.tensor([QUANTIZATION]),
-            "quantization_n_bits": torch.tensor(tensor.bits),
-            "quantization_scale": tensor.scale.reshape(scale_shape(tensor)),
-        }
-        for key, value in buffers.items():
-            program.state_dict[f"{start}_COREML_/{leaf}/{key}"] = value
-        names[name] = inputs[target]
+        readers = users.get((state[name].data_ptr(), state[name].shape), []) if name in state else []
+        for _, target in readers:
+            _add_buffers(state, target, tensor)
+        if readers:
+            names[name] = readers[0][0]
     return names
+
+
+def _add_buffers(state: dict[str, torch.Tensor], target: str, tensor: QuantizedTensor) -> None:
+    prefix, _, leaf = target.rpartition(".")
+    start = f"{prefix}._COREML_/{leaf}" if prefix else f"_COREML_/{leaf}"
+    state[f"{start}/compression_type"] = torch.tensor([QUANTIZATION])
+    state[f"{start}/quantization_n_bits"] = torch.tensor(tensor.bits)
+    state[f"{start}/quantization_scale"] = tensor.scale.reshape(scale_shape(tensor))

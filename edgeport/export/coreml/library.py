@@ -74,7 +74,7 @@ def other_outputs_beside_classes() -> Iterator[None]:
     coremltools 9.0 looks the type of each output up by its position, but `classify` puts two outputs (label and
     probabilities) in the place of one: with a further output the list of types is one short.
     """
-    load = import_module("coremltools.converters.mil.backend.mil.load")
+    load: Any = import_module("coremltools.converters.mil.backend.mil.load")
     original = load._add_classify_op
 
     def add_classify(program: Any, config: Any) -> Any:

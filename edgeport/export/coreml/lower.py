@@ -83,6 +83,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
             "compute_precision": settings.precision,
             "operators": _histogram(function),
             "weight_file_bytes": _weight_bytes(path),
+            "unused_weights": sorted(set(model.quantized) - set(names)),
             "safe_norms": len(norms),
             "constants_brought_into_float16": changed,
             "image_input": settings.image_input,
@@ -174,8 +175,9 @@ def _stored_names(model: Model, inputs: Mapping[str, str], found: Mapping[str, C
         EdgeportError: a weight is in the file otherwise than compressed (a bug: nothing here should do that).
     """
     names = {}
-    for name, tensor in model.quantized.items():
-        likely = [key for key in found if key.startswith(inputs[name])]
+    for name, start in inputs.items():
+        tensor = model.quantized[name]
+        likely = [key for key in found if key.startswith(start)]
         stored = next((key for key in (*sorted(likely), *found) if _same(found[key], tensor)), None)
         if stored is None:
             raise EdgeportError("The converter did not keep a compressed weight as it was.", where=f"layer {name}")
