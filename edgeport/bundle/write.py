@@ -162,6 +162,8 @@ def _write_files(folder: Path, contents: Contents, golden: Golden) -> None:
         _copy(source, folder / ASSETS_FOLDER / _asset(name))
     (folder / GOLDEN_FOLDER).mkdir()
     save_golden(golden, folder / GOLDEN_FOLDER)
+    for path in (folder / GOLDEN_FOLDER).iterdir():
+        path.chmod(0o644)
 
 
 def _files(folder: Path) -> dict[str, FileEntry]:

@@ -66,7 +66,6 @@ def waterfall_steps(waterfall: Waterfall) -> list[Step]:
     changes = [(group.label, group.weights - group.before) for group in waterfall.groups]
     changes.append(("Scales", waterfall.scales))
     changes.append((overhead_label(waterfall), waterfall.overhead))
-    changes.append(("Copy in ORT format", waterfall.copies))
     levels = [waterfall.before]
     for _, change in changes:
         levels.append(levels[-1] + change)

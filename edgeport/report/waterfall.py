@@ -80,19 +80,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """All groups, and what else is in the file. `sum(group.after) + overhead + copies == file`.
+    """All groups, and what else is in the file. `sum(group.after) + overhead == file`.
 
     Attributes:
         groups: those with any bytes.
         overhead: graph, names, alignment; negative when lowering folded, shared or dropped weights.
-        copies: a second file with the same weights (ORT format beside .onnx).
-        file: bytes of everything in the model folder.
+        file: bytes of what the runtime loads: the entry, with external data that goes by its name.
+        beside: (path, bytes) of what else is in the model folder, such as the same model in ORT format.
     """
 
     groups: tuple[Group, ...]
     overhead: int
-    copies: int
     file: int
+    beside: tuple[tuple[str, int], ...]
 
     @property
     def before(self) -> int:
@@ -145,9 +145,13 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
     before["other"] += rest * 4
     weights["other"] += rest * FLOAT_WIDTH[precision]
 
-    files = {name: entry["bytes"] for name, entry in manifest["files"].items() if name.startswith("model/")}
-    copies = sum(size for name, size in files.items() if name.endswith(".ort") and name != manifest["entry"])
-    total = sum(files.values())
+    sizes_on_disk = {name: file["bytes"] for name, file in sorted(manifest["files"].items())}
+    total = sum(size for name, size in sizes_on_disk.items() if name.startswith(manifest["entry"]))
+    beside = tuple(
+        (name, size)
+        for name, size in sizes_on_disk.items()
+        if name.startswith("model/") and not name.startswith(manifest["entry"])
+    )
     groups = tuple(Group(name, before[name], weights[name], scales[name]) for name in GROUPS if before[name])
-    overhead = total - copies - sum(group.after for group in groups)
-    return Waterfall(groups=groups, overhead=overhead, copies=copies, file=total)
+    overhead = total - sum(group.after for group in groups)
+    return Waterfall(groups=groups, overhead=overhead, file=total, beside=beside)

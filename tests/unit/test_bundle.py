@@ -144,6 +144,7 @@ def test_every_file_is_in_the_manifest(bundle: Path) -> None:
     assert written == set(files) | {"manifest.json", "evidence.json", "report.html"}
     assert all(entry.sha256 == hash_file(bundle / name) for name, entry in files.items())
     assert all(entry.bytes == (bundle / name).stat().st_size for name, entry in files.items())
+    assert {(bundle / name).stat().st_mode & 0o777 for name in written} == {0o644}
 
 
 @pytest.mark.parametrize(

@@ -152,18 +152,23 @@ def test_the_waterfall_by_hand() -> None:
         "other": (200, 200, 0),
     }
     assert found.overhead == 9700 - 1400 - 8320 - 200 == -220
-    assert (found.before, found.file, found.copies, found.scales) == (36200, 9700, 0, 720)
+    assert (found.before, found.file, found.beside, found.scales) == (36200, 9700, (), 720)
 
 
-def test_half_precision_and_a_copy_in_ort_format() -> None:
-    files = {"model/model.onnx": {"bytes": 30000}, "model/model.ort": {"bytes": 29000}}
+def test_half_precision_with_a_second_file_beside() -> None:
+    files = {
+        "model/model.onnx": {"bytes": 20000},
+        "model/model.onnx.data": {"bytes": 10000},
+        "model/model.ort": {"bytes": 29000},
+    }
     rows = [layer("a.weight", ["conv"], [10, 10], "float", 400), layer("b.weight", ["linear"], [4, 32], "int4_g32", 72)]
     found = make_waterfall(
         manifest(files=files, layers=rows, parameters=328, settings={"precision": "fp16", "shapes": "fixed"})
     )
     parts = {group.name: (group.weights, group.scales) for group in found.groups}
     assert parts == {"conv": (200, 0), "other": (64 + 100 * 2, 8)}
-    assert (found.copies, found.file, found.overhead) == (29000, 59000, 30000 - 200 - 64 - 8 - 200)
+    assert (found.file, found.overhead) == (30000, 30000 - 200 - 64 - 8 - 200)
+    assert found.beside == (("model/model.ort", 29000),)
 
 
 FORMATS = {"float": 32, "int8": 8, "int4": 4, "int4_g32": 4, "int3": 3}
@@ -201,9 +206,11 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
 @given(manifests())
 def test_the_waterfall_sums_to_the_file_to_the_byte(value: dict[str, Any]) -> None:
     found = make_waterfall(value)
-    on_disk = sum(entry["bytes"] for name, entry in value["files"].items() if name.startswith("model/"))
+    in_model = {name: file["bytes"] for name, file in value["files"].items() if name.startswith("model/")}
+    on_disk = sum(size for name, size in in_model.items() if name in ("model/model.onnx", "model/model.onnx.data"))
     assert found.file == on_disk
-    assert sum(group.weights + group.scales for group in found.groups) + found.overhead + found.copies == on_disk
+    assert found.file + sum(size for _, size in found.beside) == sum(in_model.values())
+    assert sum(group.weights + group.scales for group in found.groups) + found.overhead == on_disk
     assert found.before == 4 * value["parameters"]
     steps = waterfall_steps(found)
     assert (steps[0].start, steps[-1].start) == (0, 0)
@@ -212,7 +219,7 @@ def test_the_waterfall_sums_to_the_file_to_the_byte(value: dict[str, Any]) -> No
 
 def levels(found: Any) -> list[int]:
     """Running totals of the waterfall, computed here by hand."""
-    changes = [*(g.weights - g.before for g in found.groups), found.scales, found.overhead, found.copies]
+    changes = [*(g.weights - g.before for g in found.groups), found.scales, found.overhead]
     totals = [found.before]
     for change in changes:
         totals.append(totals[-1] + change)
