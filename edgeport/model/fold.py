@@ -43,7 +43,10 @@ def remove_parametrizations(module: nn.Module) -> int:
     for child in module.modules():
         if parametrize.is_parametrized(child):
             for name in list(child.parametrizations):  # type: ignore[arg-type]
+                value = getattr(child, name).detach()
                 parametrize.remove_parametrizations(child, name)
+                delattr(child, name)  # torch leaves a buffer behind when the weight took no gradient
+                child.register_parameter(name, nn.Parameter(value, requires_grad=False))
                 count += 1
     return count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,7 +235,13 @@ def _from_pretrained(cls: Any, folder: Path, config: PretrainedConfig, *, allow_
             missing = sorted(info["missing_keys"])
     except ImportError as error:
         raise BadInputError(f"{cls.__name__} needs a library that is not installed: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise BadInputError(
+            "The pickle holds more than tensors, which edgeport never loads.",
+            where=folder,
+            next_step="Convert it to safetensors on a machine where its code may run.",
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
         raise BadInputError(
             f"transformers can't load the weights as {cls.__name__}: {first_line(error)}", where=folder
         ) from error
