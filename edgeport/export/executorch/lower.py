@@ -1,0 +1,220 @@
+"""Lower a Model to `model.pte`, through the XNNPACK or the Core ML delegate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeport.errors import TargetRefusesError
+from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.executorch.native import NativeWeight
+from edgeport.export.executorch.program import export_program, exporter_patches, first_line
+from edgeport.export.executorch.pte import operators, planned_bytes, read_program, stored_weights
+from edgeport.export.executorch.quiet import quiet
+from edgeport.export.executorch.weights import same_weight
+from edgeport.model.types import Model, TensorSpec
+from edgeport.quantized import QuantizedTensor
+from edgeport.storage import write_bytes
+from edgeport.target import Target
+
+if TYPE_CHECKING:
+    import torch
+
+ENTRY = "model.pte"
+
+
+def _check_formats(model: Model) -> None:
+    """Refuse weights in a form that XNNPACK would compute wrongly or can't take.
+
+    Raises:
+        TargetRefusesError: naming the layer.
+    """
+    for name, tensor in model.quantized.items():
+        if tensor.bits not in (4, 8) or not tensor.symmetric or tensor.axis != 0:
+            raise TargetRefusesError(
+                f"ExecuTorch has no kernel for {tensor.bits}-bit weights of this form.",
+                where=f"layer {name}",
+                allowed="symmetric 8-bit weights per channel, or 4-bit weights in groups of 32",
+            )
+
+
+def _partitioner(target: Target, settings: LoweringSettings) -> Any:
+    """The partitioner of the target's delegate."""
+    assert target.executorch is not None
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _lower_program(program: torch.export.ExportedProgram, partitioner: Any, model: Model) -> tuple[Any, dict[str, Any]]:
+    """The ExecuTorch program manager, and what was delegated.
+
+    Raises:
+        TargetRefusesError: a pass or the delegate failed.
+    """
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
+
+    try:
+        apply_fx_program_fixes("executorch", program)
+        apply_fx_node_fixes("executorch", program.graph_module)
+        edge = to_edge_transform_and_lower(
+            program,
+            partitioner=[partitioner],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        delegation = _delegation(edge)
+        return edge.to_executorch(ExecutorchBackendConfig()), delegation
+    except Exception as error:
+        raise TargetRefusesError(
+            f"ExecuTorch can't lower the model: {first_line(error)}",
+            where=f"model {model.name}",
+            next_step="Try fixed shapes (`--shapes fixed`), or another runtime.",
+        ) from error
+
+
+def _check_kernels(names: list[str], model: Model) -> None:
+    """Refuse a program that calls a kernel which the runtime lacks.
+
+    Raises:
+        TargetRefusesError: naming the operators.
+    """
+    import executorch.kernels.quantized
+    from executorch.extension.pybindings import _portable_lib
+
+    assert executorch.kernels.quantized
+    known = set(_portable_lib._get_operator_names())
+    # executorch_prim operators are built into the runtime's core and are not listed.
+    missing = [name for name in names if name not in known and not name.startswith("executorch_prim::")]
+    if missing:
+        raise TargetRefusesError(
+            f"The ExecuTorch runtime has no kernel for {', '.join(missing)}.",
+            where=f"model {model.name}",
+            next_step="Try another runtime, for example ONNX Runtime.",
+        )
+
+
+def _check_loads(path: Path, model: Model) -> None:
+    """Load the program with its delegates, as a device would.
+
+    Raises:
+        TargetRefusesError: the runtime refuses the file.
+    """
+    from executorch.runtime import Runtime
+
+    try:
+        Runtime.get().load_program(path).load_method("forward")
+    except RuntimeError as error:
+        raise TargetRefusesError(
+            f"The ExecuTorch runtime refuses the lowered program: {first_line(error)}", where=f"model {model.name}"
+        ) from error
+
+
+def used_weights(program: torch.export.ExportedProgram, model: Model) -> dict[str, QuantizedTensor]:
+    """The compressed weights that the exported outputs depend on: a head nobody asked for is not exported."""
+    program.graph.eliminate_dead_code()
+    parameters = program.graph_signature.inputs_to_parameters
+    used = {
+        program.state_dict[parameters[node.name]].layer
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+        and node.users
+        and node.name in parameters
+        and isinstance(program.state_dict[parameters[node.name]], NativeWeight)
+    }
+    return {name: tensor for name, tensor in model.quantized.items() if name in used}
+
+
+def place_weights(quantized: Mapping[str, QuantizedTensor], file: Any) -> dict[str, str]:
+    """Where the file holds each logical weight: places as in `stored_weights`, several joined by " + ".
+
+    Raises:
+        TargetRefusesError: a weight is nowhere in the file, bit for bit.
+    """
+    stored = list(stored_weights(file))
+    places = {}
+    for name, tensor in quantized.items():
+        found = [place for place, weight in stored if same_weight(weight, tensor)]
+        if not found:
+            raise TargetRefusesError(
+                "The lowered file does not hold the compressed weight: the delegate stored it in another form.",
+                where=f"layer {name}",
+                next_step="Leave the layer uncompressed with the recipe's `exclude`.",
+            )
+        places[name] = " + ".join(found)
+    return places
+
+
+def _delegation(edge: Any) -> dict[str, Any]:
+    """Counts of graph nodes inside and outside of delegates; tuple accesses are not counted."""
+    from executorch.devtools.backend_debug import get_delegation_info
+
+    info = get_delegation_info(edge.exported_program().graph_module)
+    rows = {name: row for name, row in info.delegation_by_operator.items() if name != "getitem"}
+    outside = Counter({name: row.non_delegated for name, row in rows.items() if row.non_delegated})
+    return {
+        "delegates": info.num_delegated_subgraphs,
+        "delegated_nodes": sum(row.delegated for row in rows.values()),
+        "non_delegated_nodes": sum(outside.values()),
+        "outside_delegates": dict(sorted(outside.items())),
+    }
+
+
+def _file_specs(specs: tuple[TensorSpec, ...], settings: LoweringSettings) -> tuple[TensorSpec, ...]:
+    if settings.shapes == "dynamic":
+        return specs
+    return tuple(replace(spec, shape=spec.fixed_shape()) for spec in specs)
+
+
+def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
+    """Write `model.pte` into the existing folder `out`.
+
+    Inputs and outputs of the file are in the model's order. The program is checked before it is handed
+    on: every kernel it calls exists in the runtime, the runtime loads it, and every compressed weight
+    lies in it bit for bit.
+
+    Raises:
+        TargetRefusesError: the model can't be traced, lowered or loaded; the message names the operator or layer.
+    """
+    assert target.executorch is not None
+    delegate = target.executorch.delegate
+    _check_formats(model)
+    with quiet(), exporter_patches():
+        import executorch.kernels.quantized
+
+        assert executorch.kernels.quantized
+        program = export_program(model, settings, delegate)
+        used = used_weights(program, model)
+        lowered, delegation = _lower_program(program, _partitioner(target, settings), model)
+        path = out / ENTRY
+        write_bytes(path, bytes(lowered.buffer))
+        file = read_program(path)
+        _check_kernels(operators(file.program), model)
+        _check_loads(path, model)
+        places = place_weights(used, file)
+    return Artifact(
+        runtime="executorch",
+        delegate=delegate,
+        root=out,
+        entry=ENTRY,
+        inputs=_file_specs(model.inputs, settings),
+        outputs=_file_specs(model.outputs, settings),
+        weights=places,
+        facts={
+            **delegation,
+            "operators": operators(file.program),
+            "planned_memory_bytes": planned_bytes(file.program),
+            "weight_shapes": {name: list(tensor.codes.shape) for name, tensor in used.items()},
+            "unused_weights": sorted(set(model.quantized) - set(used)),
+            "versions": _versions(),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("executorch", "torch", "transformers")}

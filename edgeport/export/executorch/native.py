@@ -1,0 +1,277 @@
+"""Compressed weights as torch.export sees them: tensors that turn into the backend's own operators.
+
+`NativeWeight` stands where a compressed parameter stood. It holds the logical codes and scales and
+nothing else; every `linear`, `conv` and `embedding` that meets it is written into the graph in the form
+that the delegate recognises:
+
+- XNNPACK, linear and conv: activations quantized on the fly to int8 (asymmetric; per row for linear, per
+  sample for conv), weights dequantised per channel or per group right before the product.
+- XNNPACK, embedding: `embedding_byte` and `embedding_4bit`, kernels of the runtime itself.
+- Core ML: the weight dequantised right before its use, which becomes one constexpr operator.
+
+Standing in for the parameter rather than for the layer keeps every module of the model as it is, also
+those that use their weight in their own way (scaled embeddings, sliced position tables, tied heads).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from edgeport.errors import TargetRefusesError
+from edgeport.model.types import Model
+from edgeport.quantized import QuantizedTensor
+
+Delegate = Literal["xnnpack", "coreml"]
+
+ops = torch.ops.quantized_decomposed
+
+
+class NativeWeight(torch.Tensor):
+    """A compressed weight with the shape and dtype (float32) of the parameter it replaces.
+
+    Attributes:
+        codes: int8, in the weight's shape.
+        table: the codes as the kernels want them: packed to uint8 (N, K / 2) for the 4-bit embedding,
+            (N, C, 1, L) for a 1-D convolution that runs as a 2-D one, otherwise `codes` itself.
+        scale: float32, (N,) when one scale serves a channel, else (N, K / group_size).
+        zero: zeros in `scale`'s shape: the delegates demand them as an operand. int64, or int8 when grouped.
+        bits, group_size: as in `QuantizedTensor`; group_size 0 means a whole channel.
+        delegate: the form that operators take.
+        layer: the parameter's name, for error messages.
+    """
+
+    codes: torch.Tensor
+    table: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    bits: int
+    group_size: int
+    delegate: Delegate
+    layer: str
+
+    @staticmethod
+    def __new__(
+        cls: type[NativeWeight],
+        codes: torch.Tensor,
+        table: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+        bits: int,
+        group_size: int,
+        delegate: Delegate,
+        layer: str,
+    ) -> NativeWeight:
+        """Wrap the tensors; nothing is copied."""
+        self = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32, device=codes.device)
+        self.codes, self.table, self.scale, self.zero = codes, table, scale, zero
+        self.bits, self.group_size, self.delegate, self.layer = bits, group_size, delegate, layer
+        return self
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        """The inner tensors' names and the rest, as torch.export takes subclasses apart."""
+        rest = {key: getattr(self, key) for key in ("bits", "group_size", "delegate", "layer")}
+        return list(_INNER), rest
+
+    @staticmethod
+    def __tensor_unflatten__(
+        tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any], _size: Any, _stride: Any
+    ) -> NativeWeight:
+        """Undo `__tensor_flatten__`."""
+        return NativeWeight(*(tensors[name] for name in _INNER), **rest)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        """Name, shape and format."""
+        return f"NativeWeight({self.layer}, {tuple(self.shape)}, bits={self.bits}, group_size={self.group_size})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Write a product with this weight in the delegate's form."""
+        native = _FORMS.get(func)
+        if native is not None and len(args) > 1 and isinstance(args[1], NativeWeight):
+            return native(*args, **(kwargs or {}))
+        if native is _embedding and isinstance(args[0], NativeWeight):
+            return native(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Pass the wrapper through copies; give any other operator the dequantised values."""
+        if func in _COPIES:
+            weight = args[0]
+            tensors = [func(getattr(weight, name)) for name in _INNER]
+            return NativeWeight(*tensors, weight.bits, weight.group_size, weight.delegate, weight.layer)
+        plain = [arg.dequantized() if isinstance(arg, NativeWeight) else arg for arg in args]
+        return func(*plain, **(kwargs or {}))
+
+    def dequantized(self) -> torch.Tensor:
+        """The whole weight in float32, (N, K) only, for uses that have no quantized operator.
+
+        Raises:
+            TargetRefusesError: the weight is a convolution's kernel.
+        """
+        if self.codes.dim() != 2:
+            raise TargetRefusesError(
+                "The model uses a compressed convolution weight outside of its convolution.",
+                where=f"layer {self.layer}",
+                next_step="Leave the layer uncompressed with the recipe's `exclude`.",
+            )
+        if self.delegate == "coreml":
+            return _constexpr(self)
+        # A gather of every row: the runtime has a kernel for it and none for a plain dequantisation of groups.
+        return _embedding(torch.arange(self.codes.shape[0]), self)
+
+
+_INNER = ("codes", "table", "scale", "zero")
+_COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.clone.default)
+
+
+def _limits(weight: NativeWeight) -> tuple[int, int]:
+    """The full range of the code width; both delegates tell 4 bits from 8 by it."""
+    return -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
+
+
+def _constexpr(weight: NativeWeight) -> torch.Tensor:
+    """The dequantised weight, as one operator that Core ML turns into a constexpr."""
+    low, high = _limits(weight)
+    if weight.codes.dim() == 2:
+        size = weight.group_size or weight.codes.shape[1]
+        scale = weight.scale.reshape(weight.codes.shape[0], -1)
+        return torch.ops.torchao.dequantize_affine(weight.codes, [1, size], scale, None, torch.int8, low, high)
+    return ops.dequantize_per_channel.default(weight.codes, weight.scale, weight.zero, 0, low, high, torch.int8)
+
+
+def _beside_product(weight: NativeWeight) -> torch.Tensor:
+    """The dequantised weight, as XNNPACK's partitioner expects it beside a dynamically quantized activation."""
+    low, high = _limits(weight)
+    codes = weight.table if weight.codes.dim() == 3 else weight.codes
+    if weight.group_size:
+        return ops.dequantize_per_channel_group.default(
+            codes, weight.scale, weight.zero, low, high, torch.int8, weight.group_size, torch.float32
+        )
+    return ops.dequantize_per_channel.default(codes, weight.scale, weight.zero, 0, low, high, torch.int8)
+
+
+def quantize_rows(x: torch.Tensor) -> torch.Tensor:
+    """Round activations to int8 and back, with one asymmetric scale a row of the last dimension."""
+    scale, zero = ops.choose_qparams_per_token_asymmetric.default(x, torch.int8)
+    codes = ops.quantize_per_token.default(x, scale, zero, -128, 127, torch.int8)
+    return ops.dequantize_per_token.default(codes, scale, zero, -128, 127, torch.int8, torch.float32)
+
+
+def quantize_tensor(x: torch.Tensor) -> torch.Tensor:
+    """Round activations to int8 and back, with one asymmetric scale (XNNPACK takes one scale a sample)."""
+    scale, zero = ops.choose_qparams.tensor(x, -128, 127, torch.finfo(torch.float32).eps, torch.int8)
+    codes = ops.quantize_per_tensor.tensor(x, scale, zero, -128, 127, torch.int8)
+    return ops.dequantize_per_tensor.tensor(codes, scale, zero, -128, 127, torch.int8)
+
+
+def _linear(x: torch.Tensor, weight: NativeWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if weight.delegate == "coreml":
+        return F.linear(x, _constexpr(weight), bias)
+    return F.linear(quantize_rows(x), _beside_product(weight), bias)
+
+
+def _embedding(indices: torch.Tensor, weight: NativeWeight, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+    """Rows by index. The remaining arguments (padding index, norms, sparsity) matter in training only."""
+    if weight.delegate == "coreml":
+        return F.embedding(indices, _constexpr(weight))
+    kernel = ops.embedding_4bit.dtype if weight.bits == 4 else ops.embedding_byte.dtype
+    return kernel(weight.table, weight.scale, None, *_limits(weight), indices, dtype=torch.float32)
+
+
+def _conv2d(
+    x: torch.Tensor,
+    weight: NativeWeight,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    if weight.delegate == "coreml":
+        return F.conv2d(x, _constexpr(weight), bias, stride, padding, dilation, groups)
+    return F.conv2d(quantize_tensor(x), _beside_product(weight), bias, stride, padding, dilation, groups)
+
+
+def _conv1d(
+    x: torch.Tensor,
+    weight: NativeWeight,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    """XNNPACK quantizes activations of 2-D convolutions only: a 1-D one runs as 2-D with height 1."""
+    if weight.delegate == "coreml":
+        return F.conv1d(x, _constexpr(weight), bias, stride, padding, dilation, groups)
+    sizes = [
+        value if isinstance(value, str) else (first, _single(value))
+        for first, value in ((1, stride), (0, padding), (1, dilation))
+    ]
+    return F.conv2d(quantize_tensor(x.unsqueeze(2)), _beside_product(weight), bias, *sizes, groups).squeeze(2)
+
+
+def _single(value: Any) -> int:
+    return int(value[0]) if isinstance(value, tuple | list) else int(value)
+
+
+_FORMS: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    F.conv2d: _conv2d,
+    F.conv1d: _conv1d,
+}
+
+
+def pack_table(codes: torch.Tensor) -> torch.Tensor:
+    """4-bit codes (N, K) as `embedding_4bit` stores them: uint8 (N, K / 2), code + 8, the even column in the high half.
+
+    Source: executorch, exir/passes/_quant_patterns_and_replacements.py, `_pack_embedding_weight`.
+    """
+    shifted = (codes + 8).to(torch.uint8)
+    return shifted[:, 0::2] << 4 | shifted[:, 1::2]
+
+
+def native_weight(name: str, tensor: QuantizedTensor, delegate: Delegate) -> NativeWeight:
+    """The logical form of a weight as a NativeWeight, without copying the codes."""
+    group_size = 0 if tensor.per_channel else tensor.group_size
+    scale = tensor.scale.squeeze(1) if tensor.per_channel else tensor.scale
+    zero = torch.zeros_like(scale, dtype=torch.int8 if group_size else torch.int64)
+    table = tensor.codes
+    if tensor.codes.dim() == 3:
+        table = tensor.codes.unsqueeze(2)
+    elif tensor.bits == 4 and tensor.codes.dim() == 2:
+        table = pack_table(tensor.codes)
+    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, delegate, name)
+
+
+def share_structure(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the module tree whose parameters and buffers are the very tensors of the original."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
+
+
+def with_native_weights(model: Model, delegate: Delegate) -> torch.nn.Module:
+    """The model's module with every compressed parameter replaced, under all of its names. The model is unchanged."""
+    module = share_structure(model.module)
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    replacements = {
+        id(parameters[name]): torch.nn.Parameter(native_weight(name, tensor, delegate), requires_grad=False)
+        for name, tensor in model.quantized.items()
+    }
+    for layer in module.modules():
+        for key, parameter in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) in replacements:
+                layer.register_parameter(key, replacements[id(parameter)])
+    return module

@@ -1,0 +1,163 @@
+"""From a Model to torch.export's program, with the patches that transformers ships for ExecuTorch.
+
+Hugging Face models go through transformers' `DynamoExporter`. Its `ExecutorchExporter` can't be used: it
+partitions by itself, for XNNPACK only. Its registered patches and graph repairs are applied here around
+the export and the lowering instead, to plain modules as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from edgeport.errors import TargetRefusesError
+from edgeport.export.artifact import LoweringSettings
+from edgeport.export.executorch.native import Delegate, with_native_weights
+from edgeport.model.types import Axis, Model
+
+
+@contextmanager
+def exporter_patches() -> Iterator[None]:
+    """Apply transformers' ExecuTorch patches to torch, transformers and executorch inside the block."""
+    from transformers.exporters import exporter_dynamo, exporter_executorch, utils
+
+    # The two modules register their patches when they are imported.
+    assert exporter_dynamo.DynamoExporter
+    assert exporter_executorch.ExecutorchExporter
+    with ExitStack() as stack:
+        for backend in ("executorch", "executorch.xnnpack"):
+            stack.enter_context(utils.apply_patches(backend))
+        yield
+
+
+def _varies(size: int | Axis) -> bool:
+    return isinstance(size, Axis) and size.maximum > size.minimum
+
+
+def trace_inputs(
+    model: Model, settings: LoweringSettings
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, Any]] | None]:
+    """The inputs to trace with, in the model's order, and torch.export's dynamic shapes (None when fixed).
+
+    A size of 1 would be taken for a constant, so a dimension that varies is traced with 2 or more.
+    """
+    example = {spec.name: model.example[spec.name].contiguous() for spec in model.inputs}
+    if settings.shapes == "fixed":
+        return example, None
+    shapes: dict[str, dict[int, Any]] = {}
+    for spec in model.inputs:
+        shapes[spec.name] = {}
+        for dimension, size in enumerate(spec.shape):
+            if isinstance(size, Axis) and _varies(size):
+                shapes[spec.name][dimension] = torch.export.Dim.AUTO(min=size.minimum, max=size.maximum)
+                tensor = example[spec.name]
+                if tensor.shape[dimension] == 1:
+                    example[spec.name] = torch.cat([tensor, tensor], dimension)
+    return example, shapes
+
+
+def pick_outputs(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    """The named tensors of a ModelOutput or dict, or the first ones of a tuple, or a single tensor."""
+    if isinstance(result, torch.Tensor):
+        return (result,)
+    if isinstance(result, Mapping):
+        return tuple(result[name] for name in names)
+    return tuple(result[: len(names)])
+
+
+def _select_outputs(module: torch.nn.Module, names: tuple[str, ...]) -> None:
+    """Make the module return the named outputs only, so that nothing else reaches the file."""
+    forward: Callable[..., Any] = module.forward
+
+    def selected(**inputs: Any) -> tuple[torch.Tensor, ...]:
+        return pick_outputs(forward(**inputs), names)
+
+    module.forward = selected
+
+
+class _Prefixed(torch.nn.Module):
+    """Puts the module below the name `model`: XNNPACK's passes can't name constants that begin with a digit."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = module
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        """The module itself."""
+        return self.model(**inputs)
+
+
+def _export_huggingface(
+    module: torch.nn.Module, example: dict[str, torch.Tensor], shapes: dict[str, dict[int, Any]] | None
+) -> torch.export.ExportedProgram:
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+    config = DynamoConfig(dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    inputs = {**example, "use_cache": False, "return_dict": True}
+    program, _metadata = DynamoExporter().export_program(module, inputs, config)
+    return program
+
+
+def _export_plain(
+    module: torch.nn.Module, example: dict[str, torch.Tensor], shapes: dict[str, dict[int, Any]] | None
+) -> torch.export.ExportedProgram:
+    from transformers.exporters.exporter_dynamo import patch_forward_signature
+
+    prefixed = _Prefixed(module)
+    with torch.no_grad(), patch_forward_signature(prefixed, example):
+        return torch.export.export(prefixed, args=(), kwargs=example, dynamic_shapes=shapes)
+
+
+def _check_dynamic(program: torch.export.ExportedProgram, model: Model) -> None:
+    """Refuse a program that fixed a size which the model's inputs leave open.
+
+    Raises:
+        TargetRefusesError: naming the input and the axis.
+    """
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for spec, name in zip(model.inputs, program.graph_signature.user_inputs, strict=True):
+        for dimension, size in enumerate(spec.shape):
+            if isinstance(size, Axis) and _varies(size) and isinstance(values[name].shape[dimension], int):
+                raise TargetRefusesError(
+                    f"The model only works with one size of the axis {size.name!r}.",
+                    where=f"input {spec.name}, dimension {dimension}",
+                    next_step="Export with fixed shapes (`--shapes fixed`).",
+                )
+
+
+def export_program(model: Model, settings: LoweringSettings, delegate: Delegate) -> torch.export.ExportedProgram:
+    """Trace the model with its compressed weights in native form. Call inside `exporter_patches`.
+
+    Raises:
+        TargetRefusesError: torch.export can't trace the model, or fixed an axis that must vary.
+    """
+    module = with_native_weights(model, delegate)
+    if model.huggingface:
+        # Plain matrix products run a third faster on XNNPACK than torch's decomposed fused attention.
+        module.set_attn_implementation("eager")
+    _select_outputs(module, tuple(spec.name for spec in model.outputs))
+    example, shapes = trace_inputs(model, settings)
+    try:
+        program = (_export_huggingface if model.huggingface else _export_plain)(module, example, shapes)
+    except TargetRefusesError:
+        raise
+    except Exception as error:
+        raise TargetRefusesError(
+            f"torch.export can't trace the model: {first_line(error)}",
+            where=f"model {model.name}",
+            next_step="Try fixed shapes (`--shapes fixed`), or another runtime.",
+        ) from error
+    if shapes is not None:
+        _check_dynamic(program, model)
+    return program
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's innermost cause that says anything."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,189 @@
+"""What a .pte file really holds: its quantized weights, its operators, its memory plan.
+
+The file is parsed from its bytes (executorch's schema/program.fbs and
+backends/xnnpack/serialization/schema.fbs); nothing that lowering remembers is used.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeport.errors import BadInputError
+from edgeport.quantized import QuantizedTensor
+
+EMBEDDINGS = {"quantized_decomposed::embedding_byte": 8, "quantized_decomposed::embedding_4bit": 4}
+"""Kernels that read quantized rows, and the width of their codes."""
+
+QUANTIZED_TYPES = {"xnn_datatype_qcint8": 8, "xnn_datatype_qbint4": 4}
+"""XNNPACK's types of quantized weights, and the width of their codes."""
+
+
+@dataclass(frozen=True)
+class XnnpackPayload:
+    """One delegate: its serialised graph, and the bytes that it names."""
+
+    graph: Mapping[str, Any]
+    constants: Mapping[str, bytes]
+
+    def constant(self, index: int) -> bytes:
+        """The bytes of one constant, by its index in the graph's table."""
+        return self.constants[self.graph["constant_data"][index]["named_key"]]
+
+
+def read_program(path: Path) -> Any:
+    """Parse a .pte file into executorch's `PTEFile`, with every segment in its place.
+
+    Raises:
+        BadInputError: it is missing, or no ExecuTorch program.
+    """
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        return deserialize_pte_binary(path.read_bytes())
+    except OSError as error:
+        raise BadInputError(f"The file can't be read: {error.strerror}.", where=path) from error
+    except Exception as error:
+        raise BadInputError("The file is no ExecuTorch program, or it is damaged.", where=path) from error
+
+
+def operators(program: Any) -> list[str]:
+    """The kernels that the program calls outside of its delegates, "namespace::name.overload", sorted."""
+    names = {f"{op.name}.{op.overload}" if op.overload else op.name for op in program.execution_plan[0].operators}
+    return sorted(names)
+
+
+def planned_bytes(program: Any) -> int:
+    """Bytes of the memory arena that the program asks for. A delegate's own workspace is not in it."""
+    return int(sum(program.execution_plan[0].non_const_buffer_sizes))
+
+
+def delegate_data(program: Any, backend: str) -> list[bytes]:
+    """The payloads of every delegate of a backend, in the program's order."""
+    return [
+        bytes(program.backend_delegate_data[delegate.processed.index].data)
+        for delegate in program.execution_plan[0].delegates
+        if delegate.id == backend
+    ]
+
+
+def _decode_graph(payload: bytes) -> Mapping[str, Any]:
+    """An XNNPACK payload's flatbuffer as JSON values."""
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile, _replace_infinity_in_json_file
+
+    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
+    start = header.flatbuffer_offset
+    with tempfile.TemporaryDirectory() as folder:
+        binary, schema = Path(folder, "graph.bin"), Path(folder, "schema.fbs")
+        binary.write_bytes(payload[start : start + header.flatbuffer_size])
+        schema.write_bytes(_get_schema_bytes())
+        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
+        graph: Mapping[str, Any] = json.loads(_replace_infinity_in_json_file(Path(folder, "graph.json").read_bytes()))
+    return graph
+
+
+def xnnpack_payloads(file: Any) -> list[XnnpackPayload]:
+    """The XNNPACK delegates of a parsed file."""
+    named = file.named_data
+    constants = {key: named.buffers[entry.buffer_index] for key, entry in named.pte_data.items()} if named else {}
+    return [
+        XnnpackPayload(_decode_graph(payload), constants) for payload in delegate_data(file.program, "XnnpackBackend")
+    ]
+
+
+def _scales(data: bytes, dtype: type[np.generic] | str, rows: int) -> torch.Tensor:
+    """Stored scales as float32 (rows, groups)."""
+    if dtype == "bfloat16":
+        values = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = np.frombuffer(data, dtype).astype(np.float32)
+    return torch.from_numpy(values.copy()).reshape(rows, -1)
+
+
+def unpack_nibbles(data: bytes, rows: int, *, even_is_high: bool) -> torch.Tensor:
+    """4-bit codes, stored plus 8 and two in a byte, as int8 (rows, K)."""
+    packed = np.frombuffer(data, np.uint8).reshape(rows, -1)
+    high, low = packed >> 4, packed & 15
+    even, odd = (high, low) if even_is_high else (low, high)
+    codes = np.stack([even, odd], axis=-1).reshape(rows, -1).astype(np.int16) - 8
+    return torch.from_numpy(codes.astype(np.int8))
+
+
+def _xnnpack_weight(payload: XnnpackPayload, value: Mapping[str, Any]) -> QuantizedTensor | None:
+    """The quantized weight that one XNNPACK value holds, or None. Convolution kernels come as (N, C, H, W)."""
+    tensor, params = value["tensor_value"], value.get("quant_params")
+    bits = QUANTIZED_TYPES.get(tensor["datatype"])
+    if bits is None or not tensor["constant_buffer_idx"] or params is None:
+        return None
+    dims = tensor["dims"]
+    data = payload.constant(tensor["constant_buffer_idx"])
+    if bits == 4:
+        codes = unpack_nibbles(data, dims[0], even_is_high=False)
+    else:
+        codes = torch.from_numpy(np.frombuffer(data, np.int8).copy()).reshape(dims)
+    if len(dims) == 4:
+        codes = codes.permute(0, 3, 1, 2).contiguous()
+    dtype = "bfloat16" if bits == 4 else "float32"
+    scale = _scales(payload.constant(params["scale_buffer_idx"]), dtype, dims[0])
+    columns = codes.numel() // dims[0]
+    return QuantizedTensor(
+        codes, scale, None, bits, columns // scale.shape[1], scale_dtype="bfloat16" if bits == 4 else "float32"
+    )
+
+
+def _constant(program: Any, index: int) -> tuple[bytes, Sequence[int], int]:
+    """Bytes, shape and executorch scalar type of a constant tensor, by its index among the plan's values."""
+    tensor = program.execution_plan[0].values[index].val
+    return program.constant_buffer[tensor.data_buffer_idx].storage, tensor.sizes, int(tensor.scalar_type)
+
+
+def _embedding_weight(program: Any, arguments: Sequence[int], bits: int) -> QuantizedTensor:
+    """The table that an embedding kernel is called with."""
+    data, shape, _ = _constant(program, arguments[0])
+    scale_data, scale_shape, scale_type = _constant(program, arguments[1])
+    # A buffer carries padding up to the next one.
+    data = data[: int(np.prod(shape))]
+    half = scale_type == 5  # ScalarType.HALF
+    scale_data = scale_data[: int(np.prod(scale_shape)) * (2 if half else 4)]
+    rows = shape[0]
+    if bits == 4:
+        codes = unpack_nibbles(data, rows, even_is_high=True)
+    else:
+        codes = torch.from_numpy(np.frombuffer(data, np.int8).copy()).reshape(rows, -1)
+    scale = _scales(scale_data, np.float16 if half else np.float32, rows)
+    return QuantizedTensor(
+        codes,
+        scale,
+        None,
+        bits,
+        codes.shape[1] // scale.shape[1],
+        scale_dtype="float16" if half else "float32",
+    )
+
+
+def stored_weights(file: Any) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Every quantized weight in a parsed file, under a name that says where it lies.
+
+    `kernel/7` is the 7th instruction of the program, an embedding; `xnnpack/0/17` value 17 of delegate 0.
+    """
+    plan = file.program.execution_plan[0]
+    for index, instruction in enumerate(plan.chains[0].instructions):
+        call = instruction.instr_args
+        if hasattr(call, "op_index"):
+            bits = EMBEDDINGS.get(plan.operators[call.op_index].name)
+            if bits is not None:
+                yield f"kernel/{index}", _embedding_weight(file.program, call.args, bits)
+    for number, payload in enumerate(xnnpack_payloads(file)):
+        for index, entry in enumerate(payload.graph["xvalues"]):
+            value = entry["xvalue_union"]
+            weight = _xnnpack_weight(payload, value) if "tensor_value" in value else None
+            if weight is not None:
+                yield f"xnnpack/{number}/{index}", weight
