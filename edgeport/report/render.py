@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from edgeport.report.waterfall import Waterfall, layer_bytes, make_waterfall
+from edgeport.report.waterfall import Waterfall, layer_bytes, left_out, make_waterfall
 from edgeport.storage import canonical_json
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
     style = (_TEMPLATES / "style.css").read_text()
     script = (_TEMPLATES / "report.js").read_text()
     waterfall = make_waterfall(manifest)
-    precision = manifest["settings"]["precision"]
     return _page().render(
         manifest=manifest,
         waterfall=waterfall,
         steps=waterfall_steps(waterfall),
         overhead_label=overhead_label(waterfall),
-        layers=[{**layer, **layer_bytes(layer, precision)} for layer in manifest["layers"]],
+        layers=[{**layer, **layer_bytes(layer, manifest)} for layer in manifest["layers"]],
+        left_out=left_out(manifest),
         facts=canonical_json(manifest["facts"]) if manifest["facts"] else "",
         style=Markup(style),
         script=Markup(script),

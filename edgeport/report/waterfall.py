@@ -105,20 +105,26 @@ class Waterfall:
         return sum(group.scales for group in self.groups)
 
 
-def layer_bytes(layer: Mapping[str, Any], precision: str) -> dict[str, int]:
+def left_out(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Weights that lowering left out of the file, as no output depends on them."""
+    return frozenset(manifest["facts"].get("unused_weights", ()))
+
+
+def layer_bytes(layer: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of a recorded layer: `before` in float32, `weights` and `scales` in the file, `after` their sum.
 
     Args:
         layer: a `LayerEntry` of the manifest, as JSON values.
-        precision: "fp32" or "fp16": how the file stores what is not quantized.
     """
     count = math.prod(layer["shape"])
     form = WeightFormat.parse(layer["format"])
-    if form.quantized:
+    if layer["name"] in left_out(manifest):
+        weights, scales = 0, 0
+    elif form.quantized:
         weights = (count * form.bits + 7) // 8
         scales = int(layer["bytes_after"]) - weights
     else:
-        weights, scales = count * FLOAT_WIDTH[precision], 0
+        weights, scales = count * FLOAT_WIDTH[manifest["settings"]["precision"]], 0
     return {"before": count * 4, "weights": weights, "scales": scales, "after": weights + scales}
 
 
@@ -128,14 +134,13 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
     Args:
         manifest: `Manifest.to_json()`; its layers, parameters, files, entry and precision are read.
     """
-    precision = manifest["settings"]["precision"]
     before = dict.fromkeys(GROUPS, 0)
     weights = dict.fromkeys(GROUPS, 0)
     scales = dict.fromkeys(GROUPS, 0)
     recorded = 0
     for layer in manifest["layers"]:
         group = layer_group(layer["name"], tuple(layer["kinds"]))
-        sizes = layer_bytes(layer, precision)
+        sizes = layer_bytes(layer, manifest)
         before[group] += sizes["before"]
         weights[group] += sizes["weights"]
         scales[group] += sizes["scales"]
@@ -143,7 +148,7 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
     # Norms, biases and everything else that no recipe compresses.
     rest = manifest["parameters"] - recorded
     before["other"] += rest * 4
-    weights["other"] += rest * FLOAT_WIDTH[precision]
+    weights["other"] += rest * FLOAT_WIDTH[manifest["settings"]["precision"]]
 
     sizes_on_disk = {name: file["bytes"] for name, file in sorted(manifest["files"].items())}
     total = sum(size for name, size in sizes_on_disk.items() if name.startswith(manifest["entry"]))

@@ -171,6 +171,14 @@ def test_half_precision_with_a_second_file_beside() -> None:
     assert found.beside == (("model/model.ort", 29000),)
 
 
+def test_a_weight_that_no_output_needs_is_not_in_the_file() -> None:
+    value = manifest(facts={"unused_weights": ["layers.0.attn.q_proj.weight"]})
+    attention = next(group for group in make_waterfall(value).groups if group.name == "attention")
+    assert (attention.before, attention.weights, attention.scales) == (32000, 0, 0)
+    assert make_waterfall(value).overhead == 9700 - 1400 - 200
+    assert render_report(value, "").count("left out of the file") == 1
+
+
 FORMATS = {"float": 32, "int8": 8, "int4": 4, "int4_g32": 4, "int3": 3}
 
 
