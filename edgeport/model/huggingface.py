@@ -251,6 +251,9 @@ def _from_pretrained(cls: Any, folder: Path, config: PretrainedConfig, *, allow_
             where=", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
             next_step="Give the --task that the checkpoint was trained for, or a checkpoint that has them.",
         )
+    for parameter in module.parameters():
+        # They are views of the mapped file: whoever writes to it would change the model under our hands.
+        parameter.data = parameter.data.clone()
     return module
 
 

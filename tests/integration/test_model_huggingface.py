@@ -195,6 +195,17 @@ def test_truncated_weights_are_refused(bert: Path, keep: int) -> None:
         load_model(str(bert))
 
 
+def test_a_loaded_model_does_not_change_with_its_file(bert: Path) -> None:
+    model = load_model(str(bert))
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    weights = bert / "model.safetensors"
+    with weights.open("r+b") as file:  # in place, as a training run may save
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"\xff" * 4096)
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_missing_weights_are_refused(bert: Path) -> None:
     (bert / "model.safetensors").unlink()
     with pytest.raises(BadInputError, match="holds no weights"):
