@@ -66,7 +66,7 @@ def save_package(tmp_path_factory: pytest.TempPathFactory) -> SavePackage:
 
 @pytest.fixture(scope="session")
 def run_cases(save_package: SavePackage) -> Callable[[Iterable[Mapping[str, Any]]], dict[str, Outcome]]:
-    """Cases (the fields of `Case`) -> outcomes by case name; all cases of an opset go into one program, each with inputs of its own."""
+    """Cases (the fields of `Case`) -> outcomes by name; one program an opset, each case with inputs of its own."""
 
     def run(table: Iterable[Mapping[str, Any]]) -> dict[str, Outcome]:
         outcomes: dict[str, Outcome] = {}

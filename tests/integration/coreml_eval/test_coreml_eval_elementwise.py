@@ -16,8 +16,8 @@ X = RANDOM.normal(size=(2, 3, 4)).astype(np.float32)
 Y = RANDOM.normal(size=(3, 1)).astype(np.float32)
 POSITIVE = (np.abs(X) + 0.1).astype(np.float32)
 UNIT = np.clip(X / 4, -0.99, 0.99).astype(np.float32)
-I = RANDOM.integers(-9, 9, size=(2, 3, 4)).astype(np.int32)
-J = np.array([[2], [-3], [5]], np.int32)
+WHOLE = RANDOM.integers(-9, 9, size=(2, 3, 4)).astype(np.int32)
+DIVISOR = np.array([[2], [-3], [5]], np.int32)
 HALVES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.3], np.float32)
 PICTURE = RANDOM.normal(size=(2, 3, 4, 5)).astype(np.float32)
 
@@ -53,7 +53,7 @@ def logical(operator: str, reference: Callable[..., Any]) -> dict[str, Any]:
     def build(mb: Any, x: Any, y: Any) -> Any:
         return getattr(mb, operator)(x=mb.cast(x=x, dtype="bool"), y=mb.cast(x=y, dtype="bool"))
 
-    return case(operator, build, lambda x, y: reference(x != 0, y != 0), x=I % 2, y=J % 2)
+    return case(operator, build, lambda x, y: reference(x != 0, y != 0), x=WHOLE % 2, y=DIVISOR % 2)
 
 
 def cast(x: np.ndarray, dtype: str, label: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ ELEMENTWISE = [
     unary("erf", X, np.vectorize(math.erf)),
     unary("sqrt", POSITIVE),
     unary("round", HALVES),
-    unary("abs", I, label="int"),
+    unary("abs", WHOLE, label="int"),
     *(
         binary(name, X, Y)
         for name in (
@@ -115,18 +115,18 @@ ELEMENTWISE = [
         )
     ),
     *(
-        binary(name, I, J, label="int")
+        binary(name, WHOLE, DIVISOR, label="int")
         for name in ("add", "sub", "mul", "maximum", "minimum", "floor_div", "mod", "equal", "less")
     ),
     binary("pow", POSITIVE, Y),
     logical("logical_and", np.logical_and),
     logical("logical_or", np.logical_or),
     logical("logical_xor", np.logical_xor),
-    case("logical_not", lambda mb, x: mb.logical_not(x=mb.cast(x=x, dtype="bool")), lambda x: x == 0, x=I % 2),
+    case("logical_not", lambda mb, x: mb.logical_not(x=mb.cast(x=x, dtype="bool")), lambda x: x == 0, x=WHOLE % 2),
     cast(X * 3, "int32", "truncates"),
-    cast(I, "fp32", "to-float"),
-    cast(I, "bool", "to-bool"),
-    cast(I, "int8", "to-int8"),
+    cast(WHOLE, "fp32", "to-float"),
+    cast(WHOLE, "bool", "to-bool"),
+    cast(WHOLE, "int8", "to-int8"),
     cast(LONG, "uint16", "to-uint16"),
     case("clip", lambda mb, x: mb.clip(x=x, alpha=-0.5, beta=0.7), x=X),
     case("threshold", lambda mb, x: mb.threshold(x=x, alpha=0.2), x=X),
@@ -153,7 +153,7 @@ ELEMENTWISE = [
         "dequantize",
         lambda mb, x: mb.dequantize(input=mb.cast(x=x, dtype="int8"), scale=SCALES, zero_point=ZEROS, axis=1),
         lambda x: (x - ZEROS.reshape(1, -1, 1)) * SCALES.reshape(1, -1, 1),
-        x=I,
+        x=WHOLE,
     ),
 ]
 

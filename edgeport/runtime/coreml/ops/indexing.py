@@ -123,7 +123,7 @@ def gather(
     places = checked(indices, x.shape[dim], validate_indices)
     if batch == 0:
         picked = torch.index_select(x, dim, places.reshape(-1))
-        return picked.reshape(*x.shape[:dim], *places.shape, *x.shape[dim + 1 :])
+        return picked.reshape((*x.shape[:dim], *places.shape, *x.shape[dim + 1 :]))
     lead = x.shape[:batch]
     rows = zip(x.reshape(-1, *x.shape[batch:]), places.reshape(-1, *places.shape[batch:]), strict=True)
     out = torch.stack(

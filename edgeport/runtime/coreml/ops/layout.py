@@ -72,7 +72,8 @@ def concat(values: tuple[Tensor, ...], axis: Tensor | int, interleave: Tensor | 
     if flag(interleave):
         dim %= values[0].ndim
         return torch.stack(values, dim + 1).flatten(dim, dim + 1)
-    return torch.cat(values, dim)
+    # Scalars join into a vector: programs make shapes of them.
+    return torch.cat([value.reshape(1) if value.ndim == 0 else value for value in values], dim)
 
 
 def stack(values: tuple[Tensor, ...], axis: Tensor | int) -> Tensor:
