@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from argparse import REMAINDER, ArgumentParser
 
-from optimum.commands.base import BaseOptimumCLICommand, CommandInfo  # type: ignore[import-untyped]
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 
 class EdgeportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
