@@ -26,7 +26,7 @@ def slice_by_index(
     squeeze_mask: Tensor | None = None,
 ) -> Tensor:
     """x[begin:end:stride, ...] as numpy has it; masked bounds are open, squeezed axes take the element at begin."""
-    index = _slices(x, begin, end, stride, begin_mask, end_mask)
+    index = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     picked = _take(x, index)
     squeezed = [axis for axis, flagged in enumerate(integers(squeeze_mask)) if flagged]
     return picked.squeeze(tuple(squeezed)) if squeezed else picked
@@ -52,7 +52,7 @@ def slice_update(
     squeeze_mask: Tensor | None = None,
 ) -> Tensor:
     """A copy of x whose slice (as slice_by_index takes it) is `update`."""
-    index = _slices(x, begin, end, stride, begin_mask, end_mask)
+    index = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     for axis, flagged in enumerate(integers(squeeze_mask)):
         if flagged:
             update = update.unsqueeze(axis)
@@ -68,13 +68,19 @@ def _slices(
     stride: Tensor | None,
     begin_mask: Tensor | None,
     end_mask: Tensor | None,
+    squeeze_mask: Tensor | None,
 ) -> list[range]:
-    """The indices that a slice takes of each axis."""
+    """The indices that a slice takes of each axis; a squeezed axis takes the one at `begin`, whatever `end` says."""
+    single = integers(squeeze_mask) or [0] * x.ndim
     steps = integers(stride) or [1] * x.ndim
     open_begin = integers(begin_mask) or [0] * x.ndim
     open_end = integers(end_mask) or [0] * x.ndim
     index = []
     for axis, (first, last, step) in enumerate(zip(integers(begin), integers(end), steps, strict=True)):
+        if single[axis]:
+            first = first % x.shape[axis] if first < 0 else first
+            index.append(range(first, first + 1))
+            continue
         bounds = slice(None if open_begin[axis] else first, None if open_end[axis] else last, step)
         index.append(range(*bounds.indices(x.shape[axis])))
     return index
