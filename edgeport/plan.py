@@ -26,7 +26,7 @@ LIBRARIES_BYTES: dict[RuntimeName, int] = {
 WEIGHT_COPIES: dict[RuntimeName, float] = {"onnxruntime": 5.0, "executorch": 6.0, "coreml": 6.0}
 """Copies of the float32 weights that are alive at the peak of lowering."""
 
-GRAPH_BYTES: dict[RuntimeName, int] = {"onnxruntime": 400_000, "executorch": 200_000, "coreml": 300_000}
+GRAPH_BYTES: dict[RuntimeName, int] = {"onnxruntime": 60_000, "executorch": 130_000, "coreml": 200_000}
 """Size of the graph around the weights."""
 
 

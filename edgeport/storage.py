@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -89,22 +90,38 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def _is_running(pid: int) -> bool:
+NEW = ".new.edgeport"
+OLD = ".old.edgeport"
+"""Endings of the folders that `new_folder` works in; a leading dot hides them."""
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """No process works in the folder: whoever does holds a lock on it, which the kernel drops when it dies."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
         return False
-    except PermissionError:
-        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
     return True
 
 
-def remove_abandoned(parent: Path) -> None:
-    """Delete the temporary folders that killed runs left in `parent` (their process no longer runs)."""
-    for path in parent.glob(".*.tmp"):
-        fields = path.name.split(".")
-        if len(fields) >= 4 and fields[-3].isdigit() and path.is_dir() and not _is_running(int(fields[-3])):
-            shutil.rmtree(path, ignore_errors=True)
+def clean_up_after_killed_runs(path: Path) -> None:
+    """Remove what killed runs left beside `path`, and put back an older `path` that one had just moved away."""
+    for old in path.parent.glob(f".{path.name}.*{OLD}"):
+        if not _is_abandoned(old):
+            continue
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, path)
+    for new in path.parent.glob(f".*{NEW}"):
+        if _is_abandoned(new):
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
@@ -121,19 +138,21 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = path.absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
+        clean_up_after_killed_runs(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=NEW, dir=path.parent))
     except OSError as error:
         raise BadInputError(
             f"The folder can't be written: {error.strerror}.",
             where=path.parent,
             next_step="Choose another output folder, or change its permissions.",
         ) from error
+    lock = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         os.chmod(temporary, 0o755)
         yield temporary
         if replace and path.exists():
-            old = temporary.with_name(temporary.name.removesuffix(".tmp") + ".old.tmp")
+            old = temporary.with_name(temporary.name.removesuffix(NEW) + OLD)
             os.rename(path, old)
             os.rename(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
@@ -143,6 +162,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             except OSError as error:
                 raise BadInputError("The folder exists already.", where=path) from error
     finally:
+        os.close(lock)
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgeport.stages import is_stored, run_stage, stage_key
-from edgeport.storage import new_folder
+from edgeport.errors import BadInputError
+from edgeport.storage import clean_up_after_killed_runs, new_folder
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +70,35 @@ def test_a_damaged_entry_is_reported_and_made_again(damage):
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
-    abandoned = tmp_path / ".out.999999999.abc.tmp"
+    abandoned = tmp_path / ".out.abc.new.edgeport"
     abandoned.mkdir()
     (abandoned / "x").write_text("")
+    foreign = tmp_path / ".out.abc.tmp"
+    foreign.mkdir()
     with new_folder(tmp_path / "out") as folder:
         (folder / "y").write_text("")
+        with new_folder(tmp_path / "other"):
+            assert folder.exists(), "a folder that somebody works in was removed"
     assert not abandoned.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.abc.tmp", "other", "out"]
+
+
+def test_a_folder_moved_away_by_a_killed_run_comes_back(tmp_path):
+    (tmp_path / ".out.abc.old.edgeport").mkdir()
+    (tmp_path / ".out.abc.old.edgeport" / "x").write_text("kept")
+    clean_up_after_killed_runs(tmp_path / "out")
+    assert (tmp_path / "out" / "x").read_text() == "kept"
+
+
+def test_an_existing_folder_is_replaced_only_when_the_new_one_is_whole(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("old")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", replace=True):
+        raise RuntimeError
+    assert (tmp_path / "out" / "x").read_text() == "old"
+    with pytest.raises(BadInputError), new_folder(tmp_path / "out"):
+        pass
+    with new_folder(tmp_path / "out", replace=True) as folder:
+        (folder / "x").write_text("new")
+    assert (tmp_path / "out" / "x").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,178 @@
+"""Tiny random models of real architectures, saved as a user would have them: Hugging Face folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def _tokenizer(folder: Path, size: int) -> None:
+    """A WordPiece tokenizer that knows letters and some words, as `tokenizer.json`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *("##" + c for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    words += ["the", "of", "and", "in", "to", "a", "is", "was", ".", ","]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    assert len(vocabulary) <= size
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"})
+    )
+
+
+def _bert(folder: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=128,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        num_labels=5,
+        # The default 0.02 gives logits so close to each other that argmax says nothing.
+        initializer_range=0.1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    _tokenizer(folder, 128)
+
+
+def _llama(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    _tokenizer(folder, 128)
+
+
+def _t5(folder: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=128, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    _tokenizer(folder, 128)
+
+
+def _vit(folder: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+        initializer_range=0.1,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    _image_processor(folder, 32)
+
+
+def _mobilenet(folder: Path) -> None:
+    import torch
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    config = MobileNetV2Config(image_size=64, depth_multiplier=0.35, num_labels=5)
+    model = MobileNetV2ForImageClassification(config).eval()
+    # Untrained statistics (mean 0, variance 1) let the activations die out: set them from random pictures.
+    model.train()
+    with torch.no_grad():
+        for _ in range(8):
+            model(torch.randn(8, 3, 64, 64))
+    model.eval().save_pretrained(folder)
+    _image_processor(folder, 64)
+
+
+def _wav2vec2(folder: Path) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    config = Wav2Vec2Config(
+        vocab_size=32,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        conv_dim=(32, 32, 32),
+        conv_stride=(5, 4, 4),
+        conv_kernel=(10, 8, 8),
+        num_feat_extract_layers=3,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        initializer_range=0.1,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+
+
+def _image_processor(folder: Path, size: int) -> None:
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "ViTImageProcessor",
+                "do_resize": True,
+                "size": {"height": size, "width": size},
+                "do_normalize": True,
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+            }
+        )
+    )
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "bert": _bert,
+    "llama": _llama,
+    "t5": _t5,
+    "vit": _vit,
+    "mobilenet": _mobilenet,
+    "wav2vec2": _wav2vec2,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model: `tiny_model("bert")`. Made once a session, always with the same weights."""
+    made: dict[str, Path] = {}
+
+    def get(architecture: str) -> Path:
+        if architecture not in made:
+            import torch
+
+            torch.manual_seed(0)
+            folder = tmp_path_factory.mktemp("models") / f"tiny-{architecture}"
+            folder.mkdir()
+            MAKERS[architecture](folder)
+            made[architecture] = folder
+        return made[architecture]
+
+    return get
