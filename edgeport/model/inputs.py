@@ -170,9 +170,10 @@ def named_outputs(result: Any, *, default: str = "output") -> dict[str, torch.Te
     A ModelOutput or dict has names of its own (caches, losses and hidden states are left out); a tensor is
     called `default`; a tuple's members `default_0`, `default_1`, ...
     """
+    named: dict[str, Any]
     if isinstance(result, torch.Tensor):
-        return {default: result}
-    if isinstance(result, Mapping):
+        named = {default: result}
+    elif isinstance(result, Mapping):
         named = {str(name): value for name, value in result.items() if name not in SIDE_OUTPUTS}
     elif isinstance(result, (tuple, list)):
         named = {f"{default}_{index}": value for index, value in enumerate(result)}

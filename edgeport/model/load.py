@@ -46,7 +46,7 @@ def load_model(
     Raises:
         BadInputError: the reference names nothing, or what it names can't be loaded.
     """
-    if example_inputs is not None and not FACTORY.fullmatch(reference):
+    if example_inputs is not None and (not FACTORY.fullmatch(reference) or reference.startswith((PREFIX, HUB_PREFIX))):
         raise BadInputError(
             "Example inputs are only taken with package.module:factory.", where="--example-inputs", allowed=ALLOWED[3]
         )
