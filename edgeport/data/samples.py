@@ -77,6 +77,7 @@ def samples(
     split: Split,
     seed: int = 0,
     sequence: int | None = None,
+    card: Card | None = None,
     progress: Progress | None = None,
 ) -> Samples:
     """Inputs for a model, `count` of them or as many as the data has.
@@ -89,19 +90,23 @@ def samples(
         split: "parity" to measure on, "calibration" to tune on; they never overlap.
         seed: which of the slice's samples, and the numbers of random inputs.
         sequence: tokens (text) or samples (raw audio) of every input.
+        card: the data; None takes the one that comes with edgeport for the model's modality.
 
     Raises:
-        BadInputError: the data can't be fetched or read, or `sequence` is not in the model's range.
+        BadInputError: the data can't be fetched or read, is of another kind than the model's inputs, or
+            `sequence` is not in the model's range.
     """
     if count < 1:
         raise BadInputError("At least one sample is needed.", where="--samples")
     check_sequence(model, sequence)
+    if card is not None and card.kind != model.modality:
+        raise BadInputError(f"The data is {card.kind}, the model takes {model.modality}.", where=card.name)
     makers = {"text": _text_samples, "image": _image_samples, "audio": _audio_samples}
     try:
         if model.modality not in makers:
             raise _NoRealDataError("no real data is known for its inputs")
-        card = load_card(CARDS[model.modality])
-        return makers[model.modality](model, card, count, split, seed, sequence, progress)
+        data = card or load_card(CARDS[model.modality])
+        return makers[model.modality](model, data, count, split, seed, sequence, progress)
     except _NoRealDataError as reason:
         inputs = synthetic_inputs(model, count=count, seed=seed, split=split, sequence=sequence)
         words = f"random inputs, seed {seed}: {reason}"
