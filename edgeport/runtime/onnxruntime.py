@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,18 +16,19 @@ from edgeport.model.types import Axis, TensorSpec
 # Before the first import of the library, which reads it then: nothing about a user's models leaves the machine.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 PROVIDER = "CPUExecutionProvider"
 
 
-def _lacks_vnni() -> bool:
-    """An x86 processor whose uint8 x int8 products are summed in saturating 16 bits."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
+def _saturates() -> bool:
+    """An x86 processor that sums uint8 x int8 products in saturating 16 bits, because it has no VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    return "GenuineIntel" in text or "AuthenticAMD" in text if "vnni" not in text else False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
 
 
 def _cast(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
@@ -93,7 +95,7 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if _lacks_vnni():
+        if _saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             # A provider asked for but absent falls back with a mere warning, so only this one is ever asked for.

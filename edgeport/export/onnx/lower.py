@@ -65,8 +65,9 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     program = trace(model, settings, options.opset)
     unused = canonicalize(program, list(model.quantized))
     fuse(program)
+    floats = list(program.graph.initializers)
     stored = write_weights(program, model.quantized, model.activations)
-    halves = store_float16(program) if settings.precision == "fp16" else 0
+    halves = store_float16(program, floats) if settings.precision == "fp16" else 0
     finish(program, model)
     save(program, out)
     facts = _facts(program, settings)

@@ -3,15 +3,14 @@
 ========== =================== ==================================================================
 format     used by             written as
 ========== =================== ==================================================================
-int8       Linear, dynamic     codes (K, N) int8, scale (N,): DynamicQuantizeLinear once for each
-                               activation, MatMulIntegerToFloat with the bias
+int8       Linear, dynamic     codes (K, N) int8, scale (N,): integer arithmetic, see `dynamic.py`
 int8       anything else       codes in the weight's own shape: DequantizeLinear along axis 0
 int8       Embedding           Gather of codes and of scales, Cast, Mul
 int4_gG    Linear              blocks (N, K/G, G/2) uint8, scale (N, K/G): MatMulNBits
 int4_gG    Embedding           the same bytes: GatherBlockQuantized
 ========== =================== ==================================================================
 
-Activations are quantized per tensor to uint8 and multiplied by int8 weights: that pair has the fastest
+Activations are quantized to uint8 and multiplied by int8 weights: that pair has the fastest
 kernels on Arm (dot product) and on x86 with VNNI. On x86 without VNNI its 16-bit sums can saturate;
 `OnnxRuntimeSession` then asks for the exact uint8 x uint8 kernels.
 
@@ -28,144 +27,40 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeport.errors import TargetRefusesError
-from edgeport.export.onnx.canonical import is_operator, weight_nodes
+from edgeport.export.onnx.canonical import weight_nodes
+from edgeport.export.onnx.dynamic import TokenQuantizer, write_int8_dynamic
+from edgeport.export.onnx.graph import (
+    CODES,
+    MICROSOFT,
+    SCALE,
+    Writer,
+    bias_of,
+    gather_uses,
+    linear_uses,
+    scale_rows,
+)
 from edgeport.export.onnx.trace import PLACEHOLDERS
 from edgeport.formats import ActivationFormat
 from edgeport.quantized import QuantizedTensor
 
-MICROSOFT = "com.microsoft"
-CODES, SCALE = ".codes", ".scale"
-"""Suffixes of a compressed parameter's initializers in the file."""
 
-
-class _Writer:
-    """Adds initializers and nodes to one graph."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """An initializer, one a name."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        array = np.ascontiguousarray(array)
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        self.graph.register_initializer(value)
-        return value
-
-    def node(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        *,
-        domain: str = "",
-        outputs: int = 1,
-        **attributes: int | float | str | list[int],
-    ) -> tuple[ir.Value, ...]:
-        """A node placed before another one; returns its outputs."""
-        node = ir.node(op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs)
-        self.graph.insert_before(before, node)
-        return tuple(node.outputs)
-
-    def replace(self, node: ir.Node, new: ir.Value) -> None:
-        """Let `new` answer for the node's only output, and remove the node."""
-        old = node.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        name, is_output = old.name, old.is_graph_output()
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
-        if is_output:
-            new.name = name
-
-    def quantize_input(self, x: ir.Value) -> tuple[ir.Value, ...]:
-        """(codes, scale, zero point) of an activation, quantized once however many layers read it."""
-        for user, _ in x.uses():
-            if is_operator(user, "DynamicQuantizeLinear"):
-                return tuple(user.outputs)
-        node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
-        producer = x.producer()
-        if producer is None:
-            self.graph.insert_before(self.graph[0], node)
-        else:
-            self.graph.insert_after(producer, node)
-        return tuple(node.outputs)
-
-
-def _rank(value: ir.Value) -> int:
-    if value.shape is None:
-        raise ValueError(f"the rank of {value.name} is unknown")
-    return len(value.shape)
-
-
-def _linear_uses(weight: ir.Value) -> list[ir.Node]:
-    return [user for user, index in weight.uses() if index == 1 and is_operator(user, "Linear", PLACEHOLDERS)]
-
-
-def _gather_uses(weight: ir.Value) -> list[ir.Node]:
-    return [
-        user
-        for user, index in weight.uses()
-        if index == 0 and is_operator(user, "Gather") and user.attributes.get_int("axis", 0) == 0
-    ]
-
-
-def _bias(linear: ir.Node) -> ir.Value | None:
-    return linear.inputs[2] if len(linear.inputs) > 2 else None
-
-
-def _write_int8_dynamic(writer: _Writer, name: str, weight: ir.Value, tensor: QuantizedTensor) -> None:
-    """Linear with integer arithmetic; an embedding tied to it gathers columns of the same codes."""
-    codes = writer.constant(name + CODES, tensor.codes.numpy().T)
-    scale = writer.constant(name + SCALE, tensor.scale.numpy().reshape(-1))
-    for linear in _linear_uses(weight):
-        x = linear.inputs[0]
-        assert x is not None
-        x_codes, x_scale, x_zero = writer.quantize_input(x)
-        inputs = [x_codes, codes, x_scale, scale, x_zero, None, _bias(linear)]
-        if inputs[-1] is None:
-            inputs = inputs[:5]
-        writer.replace(linear, writer.node(linear, "MatMulIntegerToFloat", inputs, domain=MICROSOFT)[0])
-    for gather in _gather_uses(weight):
-        ids = gather.inputs[1]
-        assert ids is not None
-        (columns,) = writer.node(gather, "Gather", [codes, ids], axis=1)
-        order = [*range(1, _rank(ids) + 1), 0]
-        (rows,) = writer.node(gather, "Transpose", [columns], perm=order)
-        _scale_rows(writer, gather, rows, scale, ids)
-    if weight.uses():
-        (floats,) = writer.node(writer.graph[0], "DequantizeLinear", [codes, scale], axis=1)
-        (turned,) = writer.node(writer.graph[1], "Transpose", [floats], perm=[1, 0])
-        weight.replace_all_uses_with(turned)
-
-
-def _scale_rows(writer: _Writer, gather: ir.Node, rows: ir.Value, scale: ir.Value, ids: ir.Value) -> None:
-    """Multiply gathered codes (ids..., K) by their rows' scales (ids..., 1)."""
-    last = writer.constant("edgeport.last_axis", np.array([-1], np.int64))
-    (scales,) = writer.node(gather, "Gather", [scale, ids], axis=0)
-    (scales,) = writer.node(gather, "Unsqueeze", [scales, last])
-    (floats,) = writer.node(gather, "Cast", [rows], to=int(ir.DataType.FLOAT))
-    writer.replace(gather, writer.node(gather, "Mul", [floats, scales])[0])
-
-
-def _write_int8_float(writer: _Writer, name: str, weight: ir.Value, tensor: QuantizedTensor) -> None:
+def _write_int8_float(writer: Writer, name: str, weight: ir.Value, tensor: QuantizedTensor) -> None:
     """Weight-only: the codes in the weight's own shape; whatever is no Gather reads the dequantised weight."""
     codes = writer.constant(name + CODES, tensor.codes.numpy())
     scale = writer.constant(name + SCALE, tensor.scale.numpy().reshape(-1))
-    for gather in _gather_uses(weight):
+    for gather in gather_uses(weight):
         ids = gather.inputs[1]
         assert ids is not None
         (rows,) = writer.node(gather, "Gather", [codes, ids], axis=0)
-        _scale_rows(writer, gather, rows, scale, ids)
+        scale_rows(writer, gather, rows, scale, ids)
     if not weight.uses():
         return
     (floats,) = writer.node(writer.graph[0], "DequantizeLinear", [codes, scale], axis=0)
-    linears = _linear_uses(weight)
+    linears = linear_uses(weight)
     if linears:
         (turned,) = writer.node(writer.graph[1], "Transpose", [floats], perm=[1, 0])
     for linear in linears:
-        bias = _bias(linear)
+        bias = bias_of(linear)
         (product,) = writer.node(linear, "MatMul", [linear.inputs[0], turned])
         if bias is not None:
             (product,) = writer.node(linear, "Add", [product, bias])
@@ -181,17 +76,17 @@ def pack_nibbles(codes: np.ndarray) -> np.ndarray:
 
 
 def _write_int4(
-    writer: _Writer, name: str, weight: ir.Value, tensor: QuantizedTensor, activation: ActivationFormat
+    writer: Writer, name: str, weight: ir.Value, tensor: QuantizedTensor, activation: ActivationFormat
 ) -> None:
     """Blocks along K for MatMulNBits; an embedding gathers from the same bytes, seen as rows."""
     rows, columns, group = tensor.rows, tensor.columns, tensor.group_size
-    linears = _linear_uses(weight)
+    linears = linear_uses(weight)
     packed = pack_nibbles(tensor.codes.numpy())
     shape = (rows, columns // group, group // 2) if linears else (rows, columns // 2)
     codes = writer.constant(name + CODES, packed.reshape(shape))
     scale = writer.constant(name + SCALE, tensor.scale.numpy())
     for linear in linears:
-        bias = _bias(linear)
+        bias = bias_of(linear)
         inputs = [linear.inputs[0], codes, scale]
         if bias is not None:
             inputs += [None, None, bias]
@@ -207,7 +102,7 @@ def _write_int4(
             accuracy_level=4 if activation == "dynamic_int8" else 1,
         )
         writer.replace(linear, output[0])
-    gathers = _gather_uses(weight)
+    gathers = gather_uses(weight)
     if gathers:
         data = codes
         if linears:
@@ -227,7 +122,7 @@ def _write_int4(
         writer.replace(gather, output[0])
     if weight.uses():
         raise TargetRefusesError(
-            f"ONNX Runtime has no 4-bit form for the operator {weight.uses()[0][0].op_type}.",
+            f"ONNX Runtime has no 4-bit form for the operator {next(iter(weight.uses()))[0].op_type}.",
             where=name,
             allowed="4-bit weights in Linear and Embedding layers",
             next_step="Exclude this weight in the recipe (`exclude`), or use int8 for it.",
@@ -246,15 +141,16 @@ def write_weights(
         TargetRefusesError: a format or a use that ONNX Runtime has no form for.
     """
     graph = program.graph
-    writer = _Writer(graph)
+    writer = Writer(graph)
+    quantizer = TokenQuantizer(writer)
     graph.opset_imports.setdefault(MICROSOFT, 1)
     stored = {}
     for name, (marker,) in weight_nodes(graph).items():
         weight, tensor = marker.outputs[0], quantized[name]
         activation = activations.get(name, "float")
         if tensor.symmetric and tensor.axis == 0 and tensor.bits == 8 and tensor.per_channel:
-            if activation == "dynamic_int8" and _linear_uses(weight):
-                _write_int8_dynamic(writer, name, weight, tensor)
+            if activation == "dynamic_int8" and linear_uses(weight):
+                write_int8_dynamic(quantizer, name, weight, tensor)
             else:
                 _write_int8_float(writer, name, weight, tensor)
         elif tensor.symmetric and tensor.axis == 0 and tensor.bits == 4 and tensor.group_size in (16, 32, 64, 128, 256):
