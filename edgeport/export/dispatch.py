@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.model.types import Axis, Model
 from edgeport.quantized import QuantizedTensor
-from edgeport.target import Target
+from edgeport.target import CoreMLOptions, Target
 
 
 def check_settings(model: Model, target: Target, settings: LoweringSettings) -> None:
@@ -57,6 +58,8 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
 
         return lower_onnx(model, target, settings, out)
     if target.runtime == "executorch":
+        if target.executorch is not None and target.executorch.delegate == "coreml":
+            return _lower_inside_executorch(model, target, settings, out)
         from edgeport.export.executorch.lower import lower as lower_executorch
 
         return lower_executorch(model, target, settings, out)
@@ -65,12 +68,37 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     return lower_coreml(model, target, settings, out)
 
 
+def _lower_inside_executorch(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
+    """An ExecuTorch program whose only content is the Core ML package that a Core ML target would get."""
+    from edgeport.export.coreml.lower import lower as lower_coreml
+    from edgeport.export.executorch.shell import wrap_package
+
+    assert target.executorch is not None
+    deployment = target.executorch.minimum_deployment_target
+    if deployment is None:
+        raise TargetRefusesError(
+            f"The target {target.name!r} names no minimum_deployment_target.",
+            where="[executorch]",
+            allowed="iOS17, iOS18",
+        )
+    options = CoreMLOptions(minimum_deployment_target=deployment)
+    with tempfile.TemporaryDirectory() as folder:
+        inner = target.model_copy(update={"runtime": "coreml", "coreml": options})
+        package = lower_coreml(model, inner, settings, Path(folder))
+        return wrap_package(package, model, target, settings, out)
+
+
 def read_weights(artifact: Artifact) -> dict[str, QuantizedTensor]:
     """The compressed weights that are really in the file, by parameter name."""
     if artifact.runtime == "onnxruntime":
         from edgeport.export.onnx.weights import read_weights as read_onnx
 
         return read_onnx(artifact)
+    if artifact.runtime == "executorch" and artifact.delegate == "coreml":
+        from edgeport.export.executorch.shell import unwrap_package
+
+        with tempfile.TemporaryDirectory() as folder:
+            return read_weights(unwrap_package(artifact, Path(folder)))
     if artifact.runtime == "executorch":
         from edgeport.export.executorch.weights import read_weights as read_executorch
 

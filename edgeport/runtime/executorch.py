@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +107,43 @@ def _load_method(path: Path, threads: int) -> Any:
             ) from error
 
 
+class CoreMLDelegateSession:
+    """The Core ML package inside a program, in edgeport's reference evaluator.
+
+    Attributes:
+        name: "coreml-reference".
+        vendor_kernels: False: Apple's kernels exist on Apple's systems only.
+    """
+
+    name = "coreml-reference"
+    vendor_kernels = False
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Take the package out of the program and load it.
+
+        Raises:
+            BadInputError: the file is missing or damaged.
+        """
+        from edgeport.export.executorch.shell import unwrap_package
+        from edgeport.runtime.coreml.session import CoreMLReferenceSession
+
+        self._inputs = artifact.inputs
+        # The evaluator maps the weights into memory: the folder must outlive it.
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeport-")
+        self._session = CoreMLReferenceSession(unwrap_package(artifact, Path(self._folder.name)))
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run once; see `Session.run`."""
+        values = bind_inputs(self._inputs, inputs)
+        return self._session.run({spec.name: value for spec, value in zip(self._inputs, values, strict=True)})
+
+
 def open_executorch(artifact: Artifact, *, threads: int = 1) -> Session:
     """Load a .pte file in the runtime that can execute it here.
 
     Raises:
         BadInputError: the file is missing or damaged.
     """
+    if artifact.delegate == "coreml":
+        return CoreMLDelegateSession(artifact)
     return ExecuTorchSession(artifact, threads=threads)

@@ -1,4 +1,4 @@
-"""Lower a Model to `model.pte`, through the XNNPACK or the Core ML delegate."""
+"""Lower a Model to `model.pte` through the XNNPACK delegate. (`shell.py` makes programs for the Core ML delegate.)"""
 
 from __future__ import annotations
 
@@ -33,29 +33,30 @@ def _check_formats(model: Model) -> None:
         TargetRefusesError: naming the layer.
     """
     for name, tensor in model.quantized.items():
-        if tensor.bits not in (4, 8) or not tensor.symmetric or tensor.axis != 0:
+        form = (tensor.bits, tensor.per_channel)
+        if form not in ((8, True), (4, False)) or not tensor.symmetric or tensor.axis != 0:
             raise TargetRefusesError(
-                f"ExecuTorch has no kernel for {tensor.bits}-bit weights of this form.",
+                f"XNNPACK has no kernel for {tensor.bits}-bit weights of this form.",
                 where=f"layer {name}",
                 allowed="symmetric 8-bit weights per channel, or 4-bit weights in groups of 32",
             )
+        if tensor.codes.dim() > 2 and tensor.codes.shape[1] == 1:
+            raise TargetRefusesError(
+                "XNNPACK takes integer weights in full convolutions only, and this one reads one channel a group.",
+                where=f"layer {name}",
+                next_step="Leave the layer uncompressed with the recipe's `exclude`.",
+            )
 
 
-def _partitioner(target: Target, settings: LoweringSettings) -> Any:
-    """The partitioner of the target's delegate."""
-    assert target.executorch is not None
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    return XnnpackPartitioner()
-
-
-def _lower_program(program: torch.export.ExportedProgram, partitioner: Any, model: Model) -> tuple[Any, dict[str, Any]]:
+def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple[Any, dict[str, Any]]:
     """The ExecuTorch program manager, and what was delegated.
 
     Raises:
         TargetRefusesError: a pass or the delegate failed.
     """
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes, get_xnnpack_edge_compile_config
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
 
     try:
@@ -63,8 +64,9 @@ def _lower_program(program: torch.export.ExportedProgram, partitioner: Any, mode
         apply_fx_node_fixes("executorch", program.graph_module)
         edge = to_edge_transform_and_lower(
             program,
-            partitioner=[partitioner],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            transform_passes=get_transform_passes(),
+            partitioner=[XnnpackPartitioner()],
+            compile_config=get_xnnpack_edge_compile_config(),
         )
         delegation = _delegation(edge)
         return edge.to_executorch(ExecutorchBackendConfig()), delegation
@@ -179,16 +181,16 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     Raises:
         TargetRefusesError: the model can't be traced, lowered or loaded; the message names the operator or layer.
     """
-    assert target.executorch is not None
-    delegate = target.executorch.delegate
+    if target.executorch is None or target.executorch.delegate != "xnnpack":
+        raise TargetRefusesError(f"The target {target.name!r} does not run XNNPACK programs.", where=target.name)
     _check_formats(model)
     with quiet(), exporter_patches():
         import executorch.kernels.quantized
 
         assert executorch.kernels.quantized
-        program = export_program(model, settings, delegate)
+        program = export_program(model, settings)
         used = used_weights(program, model)
-        lowered, delegation = _lower_program(program, _partitioner(target, settings), model)
+        lowered, delegation = _lower_program(program, model)
         path = out / ENTRY
         write_bytes(path, bytes(lowered.buffer))
         file = read_program(path)
@@ -197,7 +199,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         places = place_weights(used, file)
     return Artifact(
         runtime="executorch",
-        delegate=delegate,
+        delegate="xnnpack",
         root=out,
         entry=ENTRY,
         inputs=_file_specs(model.inputs, settings),

@@ -2,12 +2,12 @@
 
 `NativeWeight` stands where a compressed parameter stood. It holds the logical codes and scales and
 nothing else; every `linear`, `conv` and `embedding` that meets it is written into the graph in the form
-that the delegate recognises:
+that XNNPACK and the runtime recognise:
 
-- XNNPACK, linear and conv: activations quantized on the fly to int8 (asymmetric; per row for linear, per
-  sample for conv), weights dequantised per channel or per group right before the product.
-- XNNPACK, embedding: `embedding_byte` and `embedding_4bit`, kernels of the runtime itself.
-- Core ML: the weight dequantised right before its use, which becomes one constexpr operator.
+- linear and conv: activations quantized on the fly to int8 (asymmetric; per row for linear, per sample for
+  conv), weights dequantised per channel or per group right before the product. Weights beside float
+  activations are never written: XNNPACK computes nonsense from them (measured, executorch 1.4.1).
+- embedding: `embedding_byte` and `embedding_4bit`, kernels of the runtime itself.
 
 Standing in for the parameter rather than for the layer keeps every module of the model as it is, also
 those that use their weight in their own way (scaled embeddings, sliced position tables, tied heads).
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,6 @@ import torch.nn.functional as F
 from edgeport.errors import TargetRefusesError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor
-
-Delegate = Literal["xnnpack", "coreml"]
 
 ops = torch.ops.quantized_decomposed
 
@@ -39,9 +37,8 @@ class NativeWeight(torch.Tensor):
         table: the codes as the kernels want them: packed to uint8 (N, K / 2) for the 4-bit embedding,
             (N, C, 1, L) for a 1-D convolution that runs as a 2-D one, otherwise `codes` itself.
         scale: float32, (N,) when one scale serves a channel, else (N, K / group_size).
-        zero: zeros in `scale`'s shape: the delegates demand them as an operand. int64, or int8 when grouped.
+        zero: zeros in `scale`'s shape: the operators demand them. int64, or int8 when grouped.
         bits, group_size: as in `QuantizedTensor`; group_size 0 means a whole channel.
-        delegate: the form that operators take.
         layer: the parameter's name, for error messages.
     """
 
@@ -51,7 +48,6 @@ class NativeWeight(torch.Tensor):
     zero: torch.Tensor
     bits: int
     group_size: int
-    delegate: Delegate
     layer: str
 
     @staticmethod
@@ -63,18 +59,17 @@ class NativeWeight(torch.Tensor):
         zero: torch.Tensor,
         bits: int,
         group_size: int,
-        delegate: Delegate,
         layer: str,
     ) -> NativeWeight:
         """Wrap the tensors; nothing is copied."""
         self = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32, device=codes.device)
         self.codes, self.table, self.scale, self.zero = codes, table, scale, zero
-        self.bits, self.group_size, self.delegate, self.layer = bits, group_size, delegate, layer
+        self.bits, self.group_size, self.layer = bits, group_size, layer
         return self
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
         """The inner tensors' names and the rest, as torch.export takes subclasses apart."""
-        rest = {key: getattr(self, key) for key in ("bits", "group_size", "delegate", "layer")}
+        rest = {key: getattr(self, key) for key in ("bits", "group_size", "layer")}
         return list(_INNER), rest
 
     @staticmethod
@@ -92,7 +87,7 @@ class NativeWeight(torch.Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Write a product with this weight in the delegate's form."""
+        """Write a product with this weight in its native form."""
         native = _FORMS.get(func)
         if native is not None and len(args) > 1 and isinstance(args[1], NativeWeight):
             return native(*args, **(kwargs or {}))
@@ -109,7 +104,7 @@ class NativeWeight(torch.Tensor):
         if func in _COPIES:
             weight = args[0]
             tensors = [func(getattr(weight, name)) for name in _INNER]
-            return NativeWeight(*tensors, weight.bits, weight.group_size, weight.delegate, weight.layer)
+            return NativeWeight(*tensors, weight.bits, weight.group_size, weight.layer)
         plain = [arg.dequantized() if isinstance(arg, NativeWeight) else arg for arg in args]
         return func(*plain, **(kwargs or {}))
 
@@ -125,8 +120,6 @@ class NativeWeight(torch.Tensor):
                 where=f"layer {self.layer}",
                 next_step="Leave the layer uncompressed with the recipe's `exclude`.",
             )
-        if self.delegate == "coreml":
-            return _constexpr(self)
         # A gather of every row: the runtime has a kernel for it and none for a plain dequantisation of groups.
         return _embedding(torch.arange(self.codes.shape[0]), self)
 
@@ -136,18 +129,8 @@ _COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.op
 
 
 def _limits(weight: NativeWeight) -> tuple[int, int]:
-    """The full range of the code width; both delegates tell 4 bits from 8 by it."""
+    """The full range of the code width; XNNPACK tells 4 bits from 8 by it."""
     return -(2 ** (weight.bits - 1)), 2 ** (weight.bits - 1) - 1
-
-
-def _constexpr(weight: NativeWeight) -> torch.Tensor:
-    """The dequantised weight, as one operator that Core ML turns into a constexpr."""
-    low, high = _limits(weight)
-    if weight.codes.dim() == 2:
-        size = weight.group_size or weight.codes.shape[1]
-        scale = weight.scale.reshape(weight.codes.shape[0], -1)
-        return torch.ops.torchao.dequantize_affine(weight.codes, [1, size], scale, None, torch.int8, low, high)
-    return ops.dequantize_per_channel.default(weight.codes, weight.scale, weight.zero, 0, low, high, torch.int8)
 
 
 def _beside_product(weight: NativeWeight) -> torch.Tensor:
@@ -176,15 +159,11 @@ def quantize_tensor(x: torch.Tensor) -> torch.Tensor:
 
 
 def _linear(x: torch.Tensor, weight: NativeWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    if weight.delegate == "coreml":
-        return F.linear(x, _constexpr(weight), bias)
     return F.linear(quantize_rows(x), _beside_product(weight), bias)
 
 
 def _embedding(indices: torch.Tensor, weight: NativeWeight, *_args: Any, **_kwargs: Any) -> torch.Tensor:
     """Rows by index. The remaining arguments (padding index, norms, sparsity) matter in training only."""
-    if weight.delegate == "coreml":
-        return F.embedding(indices, _constexpr(weight))
     kernel = ops.embedding_4bit.dtype if weight.bits == 4 else ops.embedding_byte.dtype
     return kernel(weight.table, weight.scale, None, *_limits(weight), indices, dtype=torch.float32)
 
@@ -198,8 +177,6 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    if weight.delegate == "coreml":
-        return F.conv2d(x, _constexpr(weight), bias, stride, padding, dilation, groups)
     return F.conv2d(quantize_tensor(x), _beside_product(weight), bias, stride, padding, dilation, groups)
 
 
@@ -213,8 +190,6 @@ def _conv1d(
     groups: int = 1,
 ) -> torch.Tensor:
     """XNNPACK quantizes activations of 2-D convolutions only: a 1-D one runs as 2-D with height 1."""
-    if weight.delegate == "coreml":
-        return F.conv1d(x, _constexpr(weight), bias, stride, padding, dilation, groups)
     sizes = [
         value if isinstance(value, str) else (first, _single(value))
         for first, value in ((1, stride), (0, padding), (1, dilation))
@@ -243,7 +218,7 @@ def pack_table(codes: torch.Tensor) -> torch.Tensor:
     return shifted[:, 0::2] << 4 | shifted[:, 1::2]
 
 
-def native_weight(name: str, tensor: QuantizedTensor, delegate: Delegate) -> NativeWeight:
+def native_weight(name: str, tensor: QuantizedTensor) -> NativeWeight:
     """The logical form of a weight as a NativeWeight, without copying the codes."""
     group_size = 0 if tensor.per_channel else tensor.group_size
     scale = tensor.scale.squeeze(1) if tensor.per_channel else tensor.scale
@@ -253,25 +228,27 @@ def native_weight(name: str, tensor: QuantizedTensor, delegate: Delegate) -> Nat
         table = tensor.codes.unsqueeze(2)
     elif tensor.bits == 4 and tensor.codes.dim() == 2:
         table = pack_table(tensor.codes)
-    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, delegate, name)
+    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, name)
 
 
-def share_structure(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the module tree whose parameters and buffers are the very tensors of the original."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
+def share_structure(module: torch.nn.Module, replacements: Mapping[int, torch.nn.Parameter]) -> torch.nn.Module:
+    """A copy of the module tree around the very data of the original, without gradients.
+
+    Args:
+        replacements: parameters to put in the place of others, by the `id` of those.
+    """
+    stand_ins: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    for parameter in module.parameters():
+        stand_ins[id(parameter)] = torch.nn.Parameter(parameter.detach(), requires_grad=False)
+    # deepcopy takes what the memo holds for an object, under each of the object's names: ties stay ties.
+    return copy.deepcopy(module, memo={**stand_ins, **replacements})
 
 
-def with_native_weights(model: Model, delegate: Delegate) -> torch.nn.Module:
+def with_native_weights(model: Model) -> torch.nn.Module:
     """The model's module with every compressed parameter replaced, under all of its names. The model is unchanged."""
-    module = share_structure(model.module)
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     replacements = {
-        id(parameters[name]): torch.nn.Parameter(native_weight(name, tensor, delegate), requires_grad=False)
+        id(parameters[name]): torch.nn.Parameter(native_weight(name, tensor), requires_grad=False)
         for name, tensor in model.quantized.items()
     }
-    for layer in module.modules():
-        for key, parameter in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
-            if id(parameter) in replacements:
-                layer.register_parameter(key, replacements[id(parameter)])
-    return module
+    return share_structure(model.module, replacements)

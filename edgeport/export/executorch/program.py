@@ -15,7 +15,7 @@ import torch
 
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
-from edgeport.export.executorch.native import Delegate, with_native_weights
+from edgeport.export.executorch.native import with_native_weights
 from edgeport.model.types import Axis, Model
 
 
@@ -128,13 +128,13 @@ def _check_dynamic(program: torch.export.ExportedProgram, model: Model) -> None:
                 )
 
 
-def export_program(model: Model, settings: LoweringSettings, delegate: Delegate) -> torch.export.ExportedProgram:
+def export_program(model: Model, settings: LoweringSettings) -> torch.export.ExportedProgram:
     """Trace the model with its compressed weights in native form. Call inside `exporter_patches`.
 
     Raises:
         TargetRefusesError: torch.export can't trace the model, or fixed an axis that must vary.
     """
-    module = with_native_weights(model, delegate)
+    module = with_native_weights(model)
     if model.huggingface:
         # Plain matrix products run a third faster on XNNPACK than torch's decomposed fused attention.
         module.set_attn_implementation("eager")
