@@ -1,16 +1,16 @@
-"""Load a Hugging Face folder (config.json and safetensors), or the hub repository that the user names."""
+"""Load a Hugging Face folder: config.json, safetensors weights and, maybe, a tokenizer."""
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import BadInputError
 from edgeport.model.build import build_huggingface
+from edgeport.model.tokenizer import tokenizer_file
 from edgeport.model.types import Model, SourceKind
 from edgeport.storage import hash_file, read_json
 
@@ -67,6 +67,10 @@ def load_folder(
     with quiet():
         module = _from_pretrained(cls, folder, config, allow_pickle=allow_pickle)
     assets = {asset: folder / asset for asset in ASSETS if (folder / asset).is_file()}
+    with quiet():
+        tokenizer = tokenizer_file(folder)
+    if tokenizer is not None:
+        assets["tokenizer.json"] = tokenizer
     read = [folder / "config.json", *files, *assets.values()]
     known = hashes or {}
     return build_huggingface(
@@ -257,34 +261,6 @@ def _from_pretrained(cls: Any, folder: Path, config: PretrainedConfig, *, allow_
     return module
 
 
-def download(repository: str, *, allow_pickle: bool = False, progress: Callable[[str], None] | None = None) -> Path:
-    """The local folder of a hub repository: from the hub's own cache, or downloaded (HF_HUB_OFFLINE forbids it).
-
-    Raises:
-        BadInputError: it can't be reached, does not exist, or is not in the cache while offline.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    offline = os.environ.get("EDGEPORT_OFFLINE", "0") not in ("", "0")
-    if progress is not None and not offline:
-        progress(f"looking up {repository} on the hub")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *(["*.bin"] if allow_pickle else [])]
-    try:
-        with quiet():
-            return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=offline))
-    except RepositoryNotFoundError as error:
-        raise BadInputError(
-            f"The hub has no repository {repository!r}, or it is private.", next_step="Check the name, or log in."
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise BadInputError(
-            f"The hub repository {repository!r} is not in the local cache and can't be downloaded.",
-            where=first_line(error),
-            next_step="Check the network and HF_HUB_OFFLINE, or give a local folder; `edgeport zoo` needs no hub.",
-        ) from error
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' and huggingface_hub's progress bars and load reports off the terminal."""
@@ -312,4 +288,4 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-__all__ = ["check_safetensors", "check_weights", "download", "first_line", "load_folder", "quiet"]
+__all__ = ["check_safetensors", "check_weights", "first_line", "load_folder", "quiet"]

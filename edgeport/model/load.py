@@ -83,7 +83,8 @@ def _load(
 
 
 def _load_hub(repository: str, task: str | None, allow_pickle: bool, progress: Progress | None) -> Model:
-    from edgeport.model.huggingface import download, load_folder
+    from edgeport.model.hub import download
+    from edgeport.model.huggingface import load_folder
 
     folder = download(repository, allow_pickle=allow_pickle, progress=progress)
     return load_folder(

@@ -171,6 +171,18 @@ def test_class_names_come_along_unless_they_are_placeholders(tmp_path: Path) -> 
     assert load_model(str(tmp_path / "plain")).labels == ()
 
 
+def test_a_vocabulary_file_alone_becomes_a_tokenizer(bert: Path, own_cache: Path) -> None:
+    from tokenizers import Tokenizer
+
+    (bert / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "##ness", "day"]))
+    path = load_model(str(bert)).assets["tokenizer.json"]
+    assert Tokenizer.from_file(str(path)).encode("Goodness day").ids == [2, 5, 6, 7, 3]
+    before = path.read_bytes()
+    assert load_model(str(bert)).assets["tokenizer.json"].read_bytes() == before
+    (bert / "vocab.txt").unlink()
+    assert "tokenizer.json" not in load_model(str(bert)).assets
+
+
 def test_sharded_weights_load_and_a_missing_shard_is_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     original = T.BertModel(T.BertConfig(**TEXT)).eval()
