@@ -9,23 +9,25 @@ nothing is rounded: what remains is compression and conversion error alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from edgeport.errors import MeasurementError
+from edgeport.errors import BadInputError, MeasurementError
 from edgeport.mlpackage.constants import Constant, constants, is_constant
 from edgeport.mlpackage.package import Package
-from edgeport.mlpackage.program import Block, Function, Operation, Reference, Variable, parse_function
+from edgeport.mlpackage.program import Block, Function, Operation, Variable, parse_function
 from edgeport.mlpackage.values import ElementType
-from edgeport.runtime.coreml.ops import OPERATORS
+from edgeport.runtime.coreml.ops import EXACT_OPERATORS, OPERATORS
+from edgeport.runtime.coreml.ops.indexing import slice_update
+from edgeport.runtime.coreml.plan import Step, literals, plan
 
 Policy = Literal["declared", "fp32"]
 Values = dict[str, Any]
+State = dict[str, torch.Tensor]
 
-# How a declared element type is held. Unsigned types wider than torch's arithmetic take the next signed one.
+# How a declared integer type is held. Unsigned types wider than torch's arithmetic take the next signed one.
 HELD = {
     "bool": torch.bool,
     "int8": torch.int8,
@@ -35,6 +37,7 @@ HELD = {
     "uint8": torch.uint8,
     "uint16": torch.int32,
     "uint32": torch.int64,
+    "uint64": torch.int64,
     "int4": torch.int8,
     "uint1": torch.uint8,
     "uint2": torch.uint8,
@@ -42,26 +45,7 @@ HELD = {
     "uint4": torch.uint8,
     "uint6": torch.uint8,
 }
-# Parameters that take several values even when one stands there.
-VARIADIC = ("values", "loop_vars", "ref_tensors", "begins", "ends", "end_masks")
 CONTROL = ("cond", "while_loop", "read_state", "write_state", "classify")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation, ready to run.
-
-    Attributes:
-        fixed: parameters that are constants.
-        named: parameters that are values of this run, by the values' names (a tuple for a variadic parameter,
-            whose constants stand in the evaluator's table).
-        last: names that no later step of the block needs.
-    """
-
-    operation: Operation
-    fixed: Mapping[str, Any]
-    named: Mapping[str, str | tuple[str, ...]]
-    last: tuple[str, ...]
 
 
 class Evaluator:
@@ -70,6 +54,7 @@ class Evaluator:
     Attributes:
         function: the parsed function.
         policy: "declared" or "fp32".
+        labels: class labels of a classifier, in the order of its probabilities; empty for other models.
     """
 
     def __init__(self, package: Package, *, function: str | None = None, policy: Policy = "declared") -> None:
@@ -81,22 +66,18 @@ class Evaluator:
         """
         self.function: Function = parse_function(package, function)
         self.policy = policy
-        self._check_operators(package)
-        self._constants: Values = {}
-        for name, constant in constants(self.function.body).items():
-            self._constants[name] = self._decode(constant)
-        self._plans: dict[int, list[Step]] = {}
-        self._plan(self.function.body)
-
-    @property
-    def labels(self) -> tuple[str | int, ...]:
-        """Class labels of a classifier, in the order of its probabilities; empty for other models."""
-        for step in self._plans[id(self.function.body)]:
+        body = self.function.body
+        _check_operators(self.function, package)
+        self._constants = {name: self._decode(constant) for name, constant in constants(body).items()}
+        self._constants |= {constant.name: self._decode(constant) for constant in literals(body)}
+        blocks = [body, *(block for operation in body.walk() for block in operation.blocks)]
+        self._plans = {id(block): plan(block) for block in blocks}
+        self.labels: tuple[str | int, ...] = ()
+        for step in self._plans[id(body)]:
             if step.operation.type == "classify":
-                return tuple(step.fixed["classes"])
-        return ()
+                self.labels = tuple(self._value(str(step.arguments["classes"]), {}))
 
-    def new_state(self) -> dict[str, torch.Tensor]:
+    def new_state(self) -> State:
         """States as a fresh Core ML state object holds them: zeros."""
         states = {}
         for variable in self.function.inputs:
@@ -104,7 +85,7 @@ class Evaluator:
                 states[variable.name] = torch.zeros([int(size or 1) for size in variable.type.shape or ()])
         return states
 
-    def run(self, inputs: Mapping[str, torch.Tensor], state: dict[str, torch.Tensor] | None = None) -> Values:
+    def run(self, inputs: Mapping[str, torch.Tensor], state: State | None = None) -> Values:
         """Evaluate once.
 
         Args:
@@ -113,32 +94,23 @@ class Evaluator:
 
         Returns:
             The function's outputs by name: tensors (floats as float32), for `classify` the label (str or int)
-            and the probabilities as a tensor.
+            and the probabilities as a tensor. They may share memory with the inputs and the state.
 
         Raises:
+            BadInputError: an input is missing, or the program refers to a value that it never makes.
             MeasurementError: an operator fails, or gives a shape other than the program declares.
         """
         held = self.new_state() if state is None else state
         values: Values = {}
         for variable in self.function.inputs:
-            if variable.name not in self.function.states:
-                values[variable.name] = self._hold(inputs[variable.name], variable, None)
+            if variable.name in self.function.states:
+                continue
+            if variable.name not in inputs:
+                raise BadInputError(f"The program's input '{variable.name}' is missing.", allowed=sorted(inputs))
+            values[variable.name] = self._hold(inputs[variable.name], variable, None)
         with torch.inference_mode():
             self._run_block(self.function.body, values, held)
         return {name: self._value(name, values) for name in self.function.body.outputs}
-
-    def _check_operators(self, package: Package) -> None:
-        for operation in self.function.body.walk():
-            known = operation.type in OPERATORS or operation.type in CONTROL or is_constant(operation)
-            if not known:
-                output = operation.outputs[0].name if operation.outputs else operation.name
-                raise MeasurementError(
-                    f"The Core ML reference evaluator does not know the operator '{operation.type}'.",
-                    where=f"output '{output}' of function '{self.function.name}', specification version "
-                    f"{package.specification_version}, operator set {self.function.opset}",
-                    allowed=sorted([*OPERATORS, *CONTROL]),
-                    next_step="Run the package on macOS, or report the operator.",
-                )
 
     def _decode(self, constant: Constant) -> Any:
         value = constant.value()
@@ -146,91 +118,62 @@ class Evaluator:
             return value
         if constant.type.element.name == "string":
             return str(value.item()) if value.ndim == 0 else [str(item) for item in value]
-        return self._round(to_tensor(value), constant.type.element)
+        # A plain constant is stored in its declared type; only a decompressed one needs rounding to it.
+        return self._convert(to_tensor(value), constant.type.element, exact=constant.operator == "const")
 
-    def _plan(self, block: Block) -> None:
-        """Resolve constants and find each value's last use, block by block."""
-        produced = {
-            output.name for operation in block.operations if not is_constant(operation) for output in operation.outputs
-        }
-        kept = set(block.outputs)
-        steps: list[Step] = []
-        for operation in reversed(block.operations):
-            for inner in operation.blocks:
-                self._plan(inner)
-            if is_constant(operation):
-                continue
-            used = set(_references(operation))
-            last = tuple(sorted(name for name in used if name in produced and name not in kept))
-            kept |= used
-            steps.append(self._step(operation, last))
-        self._plans[id(block)] = steps[::-1]
-
-    def _step(self, operation: Operation, last: tuple[str, ...]) -> Step:
-        fixed: dict[str, Any] = {}
-        named: dict[str, str | tuple[str, ...]] = {}
-        for key, arguments in operation.inputs.items():
-            names = []
-            for position, argument in enumerate(arguments):
-                if isinstance(argument, Reference):
-                    names.append(argument.name)
-                    continue
-                name = f"{operation.name}/{key}/{position}"  # "/" keeps it apart from the program's names
-                constant = Constant(name, argument.type, "const", {"val": argument.read()}, {"val": argument.type})
-                self._constants[name] = self._decode(constant)
-                names.append(name)
-            if key in VARIADIC:
-                named[key] = tuple(names)
-            elif names[0] in self._constants:
-                fixed[key] = self._constants[names[0]]
-            else:
-                named[key] = names[0]
-        return Step(operation, fixed, named, last)
-
-    def _run_block(self, block: Block, values: Values, state: Values) -> None:
+    def _run_block(self, block: Block, values: Values, state: State) -> None:
         for step in self._plans[id(block)]:
             results = self._run_step(step, values, state)
+            if len(results) != len(step.operation.outputs):
+                raise MeasurementError(f"An operator gave {len(results)} results.", where=_where(step.operation))
             for variable, result in zip(step.operation.outputs, results, strict=True):
                 values[variable.name] = self._hold(result, variable, step.operation)
             for name in step.last:
                 del values[name]
 
-    def _run_step(self, step: Step, values: Values, state: Values) -> tuple[Any, ...]:
+    def _run_step(self, step: Step, values: Values, state: State) -> tuple[Any, ...]:
         operation = step.operation
-        if operation.type == "read_state":
-            return (state[str(step.named["input"])],)
-        arguments = dict(step.fixed)
-        for key, names in step.named.items():
-            if key == "input" and operation.type == "write_state":
-                continue
-            many = isinstance(names, tuple)
-            arguments[key] = tuple(self._value(name, values) for name in names) if many else values[str(names)]
-        if operation.type == "write_state":
-            state[str(step.named["input"])] = arguments["data"]
-            return ()
-        if operation.type == "cond":
-            chosen = operation.blocks[0 if bool(arguments["pred"]) else 1]
-            return self._run_nested(chosen, (), values, state)
-        if operation.type == "while_loop":
-            return self._run_loop(operation, arguments["loop_vars"], values, state)
-        if operation.type == "classify":
-            probabilities = arguments["probabilities"]
-            return arguments["classes"][int(torch.argmax(probabilities))], probabilities
+        arguments = {
+            key: self._value(names, values)
+            if isinstance(names, str)
+            else tuple(self._value(name, values) for name in names)
+            for key, names in step.arguments.items()
+        }
+        if step.state is not None and step.state not in state:
+            raise BadInputError(f"The state '{step.state}' is missing.", where=_where(operation), allowed=sorted(state))
         try:
-            result = OPERATORS[operation.type](**arguments)
+            return self._apply(step, arguments, values, state)
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             raise MeasurementError(
                 f"The operator '{operation.type}' can't be evaluated: {error}.", where=_where(operation)
             ) from error
+
+    def _apply(self, step: Step, arguments: Values, values: Values, state: State) -> tuple[Any, ...]:
+        """The results of one operation: control flow and states here, the rest from the table."""
+        kind, blocks = step.operation.type, step.operation.blocks
+        if kind == "cond":
+            return self._run_nested(blocks[0 if bool(arguments["pred"]) else 1], (), values, state)
+        if kind == "while_loop":
+            loop: tuple[Any, ...] = arguments["loop_vars"]
+            while bool(self._run_nested(blocks[0], loop, values, state)[0]):
+                loop = self._run_nested(blocks[1], loop, values, state)
+            return loop
+        if kind == "classify":
+            probabilities = arguments["probabilities"]
+            return arguments["classes"][int(torch.argmax(probabilities))], probabilities
+        if kind == "read_state":
+            return (state[str(step.state)],)
+        if kind == "write_state":
+            # A copy keeps the state apart from other values, unless it was already changed in place.
+            shared = _memory(arguments["data"]) == _memory(state[str(step.state)])
+            state[str(step.state)] = arguments["data"] if shared else arguments["data"].clone()
+            return ()
+        if kind == "slice_update" and _may_update_in_place(step, arguments["x"], values, state):
+            return (slice_update(**arguments, in_place=True),)
+        result = OPERATORS[kind](**arguments)
         return result if isinstance(result, tuple) else (result,)
 
-    def _run_loop(self, operation: Operation, loop: tuple[Any, ...], values: Values, state: Values) -> tuple[Any, ...]:
-        condition, body = operation.blocks
-        while bool(self._run_nested(condition, loop, values, state)[0]):
-            loop = self._run_nested(body, loop, values, state)
-        return loop
-
-    def _run_nested(self, block: Block, arguments: tuple[Any, ...], values: Values, state: Values) -> tuple[Any, ...]:
+    def _run_nested(self, block: Block, arguments: tuple[Any, ...], values: Values, state: State) -> tuple[Any, ...]:
         inner = dict(values)
         for variable, argument in zip(block.inputs, arguments, strict=True):
             inner[variable.name] = argument
@@ -238,7 +181,11 @@ class Evaluator:
         return tuple(self._value(name, inner) for name in block.outputs)
 
     def _value(self, name: str, values: Values) -> Any:
-        return values[name] if name in values else self._constants[name]
+        if name in values:
+            return values[name]
+        if name in self._constants:
+            return self._constants[name]
+        raise BadInputError(f"The program is damaged: it uses the value '{name}' before it makes it.")
 
     def _hold(self, value: Any, variable: Variable, operation: Operation | None) -> Any:
         """A result in the form in which it is kept: its declared type, its declared shape checked."""
@@ -253,12 +200,14 @@ class Evaluator:
                 f"'{variable.name}' has shape {tuple(value.shape)} where the program declares {shape}.",
                 where=None if operation is None else _where(operation),
             )
-        return self._round(value, variable.type.element)
+        exact = operation is not None and operation.type in EXACT_OPERATORS
+        return self._convert(value, variable.type.element, exact=exact)
 
-    def _round(self, value: torch.Tensor, element: ElementType) -> torch.Tensor:
+    def _convert(self, value: torch.Tensor, element: ElementType, *, exact: bool) -> torch.Tensor:
+        """A tensor in the type that holds a declared one; `exact` values need no rounding."""
         if element.is_float:
             held = value.to(torch.float32)
-            if element.name == "fp16" and self.policy == "declared":
+            if element.name == "fp16" and self.policy == "declared" and not exact:
                 held = held.to(torch.float16).to(torch.float32)
             return held
         if element.name == "uint16":
@@ -267,7 +216,7 @@ class Evaluator:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """A numpy array as a tensor, sharing memory where torch can; unsigned 16 and 32 bits as wider signed ones."""
+    """A numpy array as a tensor, sharing memory where torch can; unsigned 16 to 64 bits as wider signed ones."""
     if array.dtype == np.uint16:
         array = array.astype(np.int32)
     elif array.dtype in (np.uint32, np.uint64):
@@ -275,19 +224,34 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _references(operation: Operation) -> list[str]:
-    """Names of outer values that an operation uses, in its nested blocks too."""
-    names = [
-        argument.name
-        for arguments in operation.inputs.values()
-        for argument in arguments
-        if isinstance(argument, Reference)
-    ]
-    for block in operation.blocks:
-        names += block.outputs
-        for inner in block.operations:
-            names += _references(inner)
-    return names
+def _check_operators(function: Function, package: Package) -> None:
+    for operation in function.body.walk():
+        if operation.type not in OPERATORS and operation.type not in CONTROL and not is_constant(operation):
+            output = operation.outputs[0].name if operation.outputs else operation.name
+            raise MeasurementError(
+                f"The Core ML reference evaluator does not know the operator '{operation.type}'.",
+                where=f"output '{output}' of function '{function.name}', specification version "
+                f"{package.specification_version}, operator set {function.opset}",
+                next_step="Run the package on macOS, or report the operator.",
+            )
+
+
+def _may_update_in_place(step: Step, x: torch.Tensor, values: Values, state: State) -> bool:
+    """`x` is a state's own memory, replaced by the next step, and no other live value looks into it.
+
+    A cache of keys and values is large; copying it for every token and layer costs more than the model.
+    """
+    if step.state is None or step.arguments["x"] not in step.last:
+        return False
+    return _memory(x) == _memory(state[step.state]) and not any(
+        isinstance(value, torch.Tensor) and _memory(value) == _memory(x)
+        for name, value in values.items()
+        if name != step.arguments["x"]
+    )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
 
 
 def _where(operation: Operation) -> str:

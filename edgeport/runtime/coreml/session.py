@@ -80,5 +80,4 @@ class CoreMLReferenceSession:
 
     def _output(self, name: str, value: Any) -> np.ndarray:
         array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        dtype = self._features.outputs[name]
-        return array if dtype is None else array.astype(dtype)
+        return np.array(array, dtype=self._features.outputs[name])  # a copy: values may share the state's memory

@@ -12,7 +12,8 @@ import torch
 from edgeport.errors import BadInputError, MeasurementError
 from edgeport.export.artifact import Artifact
 from edgeport.mlpackage.package import load_package
-from edgeport.runtime.coreml.evaluate import Evaluator
+from edgeport.mlpackage.program import parse_function
+from edgeport.runtime.coreml.plan import plan
 from edgeport.runtime.coreml.session import CoreMLReferenceSession
 
 RANDOM = np.random.default_rng(4)
@@ -134,6 +135,37 @@ def test_states_are_carried_only_when_asked(save_package: Any) -> None:
     np.testing.assert_array_equal(only(session.run({"x": x}, state)), 4 * x)
     np.testing.assert_array_equal(state["total"].numpy(), 2 * x)
     np.testing.assert_array_equal(only(session.run({"x": x})), 2 * x)
+
+
+@pytest.mark.parametrize("looks_back", [False, True])
+def test_a_cache_is_changed_in_place_only_where_nobody_looks(save_package: Any, looks_back: bool) -> None:
+    """The row that was read before the update is a view: it must keep the old content when it is used later."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    specs = [mb.TensorSpec((1, 3), dtype=types.fp16), mb.StateTensorSpec((2, 3), dtype=types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=ct.target.iOS18)
+    def program(x: Any, cache: Any) -> Any:
+        before = mb.read_state(input=cache)
+        row = mb.slice_by_index(x=before, begin=[0, 0], end=[1, 3])
+        early = mb.add(x=row, y=x)
+        updated = mb.slice_update(x=before, update=x, begin=[0, 0], end=[1, 3])
+        after = mb.coreml_update_state(state=cache, value=updated)
+        total = mb.add(x=mb.reduce_sum(x=after, axes=[0], keep_dims=True), y=early)
+        return mb.add(x=total, y=row, name="y") if looks_back else mb.identity(x=total, name="y")
+
+    session = CoreMLReferenceSession(artifact(save_package(program, "iOS18")))
+    state = session.new_state()
+    memory = state["cache"].data_ptr()
+    old = np.zeros((1, 3), np.float32)
+    for step in (1.0, 10.0, 100.0):
+        x = np.full((1, 3), step, np.float32)
+        np.testing.assert_array_equal(only(session.run({"x": x}, state)), x + (old + x) + (old if looks_back else 0))
+        np.testing.assert_array_equal(state["cache"].numpy(), np.concatenate([x, np.zeros((1, 3))]))
+        old = x
+    assert (state["cache"].data_ptr() == memory) is not looks_back
 
 
 def test_functions_of_one_package(save_package: Any, tmp_path: Path) -> None:
@@ -348,10 +380,20 @@ def test_the_callers_arrays_and_the_file_stay_as_they_are(control: Path) -> None
     assert weights == {path: path.read_bytes() for path in control.rglob("*") if path.is_file()}
 
 
+def test_a_value_that_nothing_makes_is_bad_input(overflowing: Path, tmp_path: Path) -> None:
+    def rename(spec: Any) -> None:
+        for operation in spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations:
+            if operation.type == "square":
+                operation.inputs["x"].arguments[0].name = "elsewhere"
+
+    changed = rewritten(overflowing, tmp_path, rename)
+    with pytest.raises(BadInputError, match="'elsewhere' before it makes it"):
+        CoreMLReferenceSession(artifact(changed)).run({"x": np.ones((1, 4), np.float32)})
+
+
 def test_each_value_is_dropped_once_after_its_last_use(control: Path) -> None:
-    evaluator = Evaluator(load_package(control))
-    body = evaluator.function.body
-    dropped = [name for step in evaluator._plans[id(body)] for name in step.last]
+    body = parse_function(load_package(control)).body
+    dropped = [name for step in plan(body) for name in step.last]
     computed = [
         output.name for operation in body.operations if operation.type != "const" for output in operation.outputs
     ]

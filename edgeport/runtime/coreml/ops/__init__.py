@@ -28,3 +28,9 @@ OPERATORS: Operators = {
     **recurrent.OPERATORS,
     **reduction.OPERATORS,
 }
+
+# Results hold only values that stood in the operands: they need no rounding to a type that the operands have.
+EXACT_OPERATORS = frozenset(
+    {*layout.OPERATORS, "gather", "gather_along_axis", "gather_nd", "read_state", "slice_by_index", "slice_by_size"}
+    | {"slice_update"}
+) - {"fill", "fill_like", "one_hot", "pad", "range_1d"}

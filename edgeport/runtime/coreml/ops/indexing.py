@@ -50,13 +50,15 @@ def slice_update(
     begin_mask: Tensor | None = None,
     end_mask: Tensor | None = None,
     squeeze_mask: Tensor | None = None,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
-    """A copy of x whose slice (as slice_by_index takes it) is `update`."""
+    """x with its slice (as slice_by_index takes it) replaced by `update`; a copy, unless `in_place`."""
     index = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     for axis, flagged in enumerate(integers(squeeze_mask)):
         if flagged:
             update = update.unsqueeze(axis)
-    out = x.clone()
+    out = x if in_place else x.clone()
     out[_mesh(x, index)] = update
     return out
 
