@@ -121,6 +121,7 @@ def write_int8_dynamic(quantizer: TokenQuantizer, name: str, weight: ir.Value, t
         (rows,) = writer.node(gather, "Transpose", [columns], perm=order)
         scale_rows(writer, gather, rows, scale, ids)
     if weight.uses():
-        (floats,) = writer.node(writer.graph[0], "DequantizeLinear", [codes, scale], axis=1)
-        (turned,) = writer.node(writer.graph[1], "Transpose", [floats], perm=[1, 0])
+        (floats,) = writer.node(writer.graph[0], "Cast", [codes], to=int(ir.DataType.FLOAT))
+        (floats,) = writer.node(writer.graph[1], "Mul", [floats, scale])
+        (turned,) = writer.node(writer.graph[2], "Transpose", [floats], perm=[1, 0])
         weight.replace_all_uses_with(turned)

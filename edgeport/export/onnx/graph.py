@@ -82,9 +82,10 @@ def bias_of(linear: ir.Node) -> ir.Value | None:
 
 
 def scale_rows(writer: Writer, gather: ir.Node, rows: ir.Value, scale: ir.Value, ids: ir.Value) -> None:
-    """Multiply gathered codes (ids..., K) by their rows' scales (ids..., 1)."""
-    last = writer.constant("edgeport.last_axis", np.array([-1], np.int64))
+    """Answer for a Gather: its codes (ids..., K) times their rows' scales, gathered from (N,) or (N, 1)."""
     (scales,) = writer.node(gather, "Gather", [scale, ids], axis=0)
-    (scales,) = writer.node(gather, "Unsqueeze", [scales, last])
+    if rank(scale) == 1:
+        last = writer.constant("edgeport.last_axis", np.array([-1], np.int64))
+        (scales,) = writer.node(gather, "Unsqueeze", [scales, last])
     (floats,) = writer.node(gather, "Cast", [rows], to=int(ir.DataType.FLOAT))
     writer.replace(gather, writer.node(gather, "Mul", [floats, scales])[0])

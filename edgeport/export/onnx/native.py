@@ -4,11 +4,15 @@
 format     used by             written as
 ========== =================== ==================================================================
 int8       Linear, dynamic     codes (K, N) int8, scale (N,): integer arithmetic, see `dynamic.py`
-int8       anything else       codes in the weight's own shape: DequantizeLinear along axis 0
 int8       Embedding           Gather of codes and of scales, Cast, Mul
+int8       anything else       codes in the weight's own shape: Cast, Mul
 int4_gG    Linear              blocks (N, K/G, G/2) uint8, scale (N, K/G): MatMulNBits
 int4_gG    Embedding           the same bytes: GatherBlockQuantized
 ========== =================== ==================================================================
+
+Cast and Mul say what DequantizeLinear says, and ONNX Runtime folds them when it loads the file, so that
+weight-only layers run as fast as float ones. It does not fold DequantizeLinear but runs it at every call, or
+fuses it with a MatMul into one that rounds the activations to 8 bits as well, which nobody asked for.
 
 Activations are quantized to uint8 and multiplied by int8 weights: that pair has the fastest
 kernels on Arm (dot product) and on x86 with VNNI. On x86 without VNNI its 16-bit sums can saturate;
@@ -47,7 +51,8 @@ from edgeport.quantized import QuantizedTensor
 def _write_int8_float(writer: Writer, name: str, weight: ir.Value, tensor: QuantizedTensor) -> None:
     """Weight-only: the codes in the weight's own shape; whatever is no Gather reads the dequantised weight."""
     codes = writer.constant(name + CODES, tensor.codes.numpy())
-    scale = writer.constant(name + SCALE, tensor.scale.numpy().reshape(-1))
+    scale_shape = (tensor.rows, *[1] * (tensor.codes.ndim - 1))
+    scale = writer.constant(name + SCALE, tensor.scale.numpy().reshape(scale_shape))
     for gather in gather_uses(weight):
         ids = gather.inputs[1]
         assert ids is not None
@@ -55,10 +60,11 @@ def _write_int8_float(writer: Writer, name: str, weight: ir.Value, tensor: Quant
         scale_rows(writer, gather, rows, scale, ids)
     if not weight.uses():
         return
-    (floats,) = writer.node(writer.graph[0], "DequantizeLinear", [codes, scale], axis=0)
+    (floats,) = writer.node(writer.graph[0], "Cast", [codes], to=int(ir.DataType.FLOAT))
+    (floats,) = writer.node(writer.graph[1], "Mul", [floats, scale])
     linears = linear_uses(weight)
     if linears:
-        (turned,) = writer.node(writer.graph[1], "Transpose", [floats], perm=[1, 0])
+        (turned,) = writer.node(writer.graph[2], "Transpose", [floats], perm=[1, 0])
     for linear in linears:
         bias = bias_of(linear)
         (product,) = writer.node(linear, "MatMul", [linear.inputs[0], turned])
@@ -80,7 +86,15 @@ def _write_int4(
 ) -> None:
     """Blocks along K for MatMulNBits; an embedding gathers from the same bytes, seen as rows."""
     rows, columns, group = tensor.rows, tensor.columns, tensor.group_size
-    linears = linear_uses(weight)
+    linears, gathers = linear_uses(weight), gather_uses(weight)
+    other = [user.op_type for user, _ in weight.uses() if user not in linears and user not in gathers]
+    if other:
+        raise TargetRefusesError(
+            f"ONNX Runtime has no 4-bit form for the operator {other[0]}.",
+            where=name,
+            allowed="4-bit weights in Linear and Embedding layers",
+            next_step="Exclude this weight in the recipe (`exclude`), or use int8 for it.",
+        )
     packed = pack_nibbles(tensor.codes.numpy())
     shape = (rows, columns // group, group // 2) if linears else (rows, columns // 2)
     codes = writer.constant(name + CODES, packed.reshape(shape))
@@ -102,7 +116,6 @@ def _write_int4(
             accuracy_level=4 if activation == "dynamic_int8" else 1,
         )
         writer.replace(linear, output[0])
-    gathers = gather_uses(weight)
     if gathers:
         data = codes
         if linears:
@@ -120,13 +133,6 @@ def _write_int4(
             quantize_axis=1,
         )
         writer.replace(gather, output[0])
-    if weight.uses():
-        raise TargetRefusesError(
-            f"ONNX Runtime has no 4-bit form for the operator {next(iter(weight.uses()))[0].op_type}.",
-            where=name,
-            allowed="4-bit weights in Linear and Embedding layers",
-            next_step="Exclude this weight in the recipe (`exclude`), or use int8 for it.",
-        )
 
 
 def write_weights(

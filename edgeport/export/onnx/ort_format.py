@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgeport.storage import write_text
@@ -15,19 +17,32 @@ from edgeport.storage import write_text
 CONFIG = "required_operators_and_types.config"
 
 
+@contextlib.contextmanager
+def _root_logger_unchanged() -> Iterator[None]:
+    """ONNX Runtime's tools set up the root logger when they are imported, and print at INFO."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+
+
 def write_ort_format(onnx_file: Path) -> str:
     """Write `<name>.ort` and the required-operators config beside an ONNX file. Returns the .ort file's name.
 
-    Constant folding is off: it would widen integer and float16 weights to float32 in the file. So is the
-    layout transformation for x86 (NCHWc), whose result runs on no phone.
+    Constant folding is off: it would widen integer and float16 weights to float32 in the file. So are the
+    layout optimizations, whose NCHWc form runs on no phone and which fold the Casts of float16 weights as well:
+    those weights are widened at every call.
     """
     import onnxruntime
-    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    with _root_logger_unchanged():
+        from onnxruntime.tools.ort_format_model import create_config_from_models
 
     path, config = onnx_file.with_suffix(".ort"), onnx_file.with_name(CONFIG)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(path)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 3
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.qdqisint8allowed", "1")
@@ -35,7 +50,7 @@ def write_ort_format(onnx_file: Path) -> str:
         str(onnx_file),
         sess_options=options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=["ConstantFolding", "NchwcTransformer"],
+        disabled_optimizers=["ConstantFolding"],
     )
     with contextlib.redirect_stdout(io.StringIO()):
         create_config_from_models([path], config, enable_type_reduction=True)

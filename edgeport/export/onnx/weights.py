@@ -64,20 +64,33 @@ def _from_integer_matmul(node: ir.Node, codes: np.ndarray) -> StoredWeight:
     return _logical(codes.T, node.inputs[3], bits=8, group_size=None)
 
 
-def _from_dequantize(node: ir.Node, codes: np.ndarray) -> StoredWeight:
-    return _logical(codes, node.inputs[1], bits=8, group_size=None)
+def _factor(value: ir.Value) -> ir.Value:
+    """What a Cast's output is multiplied by, through the Gather and Unsqueeze of an embedding's scales."""
+    for product, index in value.uses():
+        if product.op_type != "Mul":
+            continue
+        factor = product.inputs[1 - index]
+        while factor is not None and factor.const_value is None:
+            producer = factor.producer()
+            if producer is None or producer.op_type not in ("Unsqueeze", "Gather"):
+                break
+            factor = producer.inputs[0]
+        if factor is not None and factor.const_value is not None:
+            return factor
+    raise BadInputError("Codes are used without their scales.", where=value.name)
+
+
+def _from_cast(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """Cast(codes) * scale, with a scale of shape (N, 1, ...)."""
+    return _logical(codes, _factor(node.outputs[0]), bits=8, group_size=None)
 
 
 def _from_gather(node: ir.Node, codes: np.ndarray) -> StoredWeight:
-    """Gather(codes, ids) -> Cast -> Mul(..., Unsqueeze(Gather(scale, ids)))."""
-    product = next(user for cast, _ in node.outputs[0].uses() for user, _ in cast.outputs[0].uses())
-    for value in product.inputs:
-        unsqueeze = value.producer() if value is not None else None
-        if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0] is not None:
-            gather = unsqueeze.inputs[0].producer()
-            if gather is not None and gather.op_type == "Gather":
-                return _logical(codes, gather.inputs[0], bits=8, group_size=None)
-    raise BadInputError("An embedding's codes are gathered without their scales.", where=node.name)
+    """Cast(Gather(codes, ids)) * Gather(scale, ids)."""
+    cast = next((user for user, _ in node.outputs[0].uses() if user.op_type == "Cast"), None)
+    if cast is None or node.attributes.get_int("axis", 0) != 0:
+        raise BadInputError("An embedding's codes are not used as codes.", where=node.name)
+    return _from_cast(cast, codes)
 
 
 def _from_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
@@ -93,7 +106,7 @@ def _from_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
 # In order of preference: beside an integer matmul, a Gather only says that a tied embedding reads the same codes.
 _READERS: dict[tuple[str, int], Callable[[ir.Node, np.ndarray], StoredWeight]] = {
     ("MatMulIntegerToFloat", 1): _from_integer_matmul,
-    ("DequantizeLinear", 0): _from_dequantize,
+    ("Cast", 0): _from_cast,
     ("MatMulNBits", 1): _from_blocks,
     ("GatherBlockQuantized", 0): _from_blocks,
     ("Gather", 0): _from_gather,
