@@ -119,7 +119,8 @@ class Latency(Strict):
 
     Attributes:
         queries: timed calls of each of the two artifacts.
-        cpu_ms: median processor time of a call, all threads of the process.
+        cpu_ms, baseline_cpu_ms: median processor time of a call, all threads of the process: where the
+            machine was shared, their ratio says more than the wall times'.
         valid: False when the run was too short or too noisy to be a claim; `note` says why.
         ratio: p50 of this artifact / p50 of the baseline, with a bootstrap interval over pairs of calls.
     """
@@ -132,6 +133,7 @@ class Latency(Strict):
     cpu_ms: float
     baseline_p50_ms: float
     baseline_p90_ms: float
+    baseline_cpu_ms: float | None = None
     ratio: Interval
     valid: bool
     note: str

@@ -170,6 +170,7 @@ def measure_latency(
         cpu_ms=float(np.median(timings.cpu)) / 1e6,
         baseline_p50_ms=float(baseline_p50),
         baseline_p90_ms=float(baseline_p90),
+        baseline_cpu_ms=float(np.median(reference.cpu)) / 1e6,
         ratio=ratio_of_medians(timings.wall.astype(np.float64), reference.wall.astype(np.float64)),
         valid=not found,
         note="; ".join(found),

@@ -85,23 +85,22 @@ def probe(artifact: Artifact, inputs: Arrays, *, threads: int = 1) -> Probe:
 def measure_memory(
     artifact: Artifact, baseline: Artifact | None, inputs: Arrays, *, threads: int = 1, runs: int = 3
 ) -> Memory:
-    """Median memory and load time over several fresh processes, in turn with the baseline.
+    """Median memory and load time over several fresh processes; the baseline's memory from one more.
+
+    A program's peak hardly varies from process to process, its load time does.
 
     Raises:
         MeasurementError: a process failed, or the file ran in a reference evaluator, whose memory says
             nothing about a device.
     """
-    ours, theirs = [], []
-    for _ in range(runs):
-        ours.append(probe(artifact, inputs, threads=threads))
-        if not ours[-1].vendor_kernels:
-            raise MeasurementError("A reference evaluator's memory says nothing about a device.")
-        if baseline is not None:
-            theirs.append(probe(baseline, inputs, threads=threads))
+    ours = [probe(artifact, inputs, threads=threads) for _ in range(runs)]
+    if not all(p.vendor_kernels for p in ours):
+        raise MeasurementError("A reference evaluator's memory says nothing about a device.")
+    theirs = None if baseline is None else probe(baseline, inputs, threads=threads)
     return Memory(
         peak_rss_mb=statistics.median(p.peak_rss_mb for p in ours),
         runtime_rss_mb=statistics.median(p.runtime_rss_mb for p in ours),
-        baseline_peak_rss_mb=statistics.median(p.peak_rss_mb for p in theirs) if theirs else None,
+        baseline_peak_rss_mb=None if theirs is None else theirs.peak_rss_mb,
         load_ms=statistics.median(p.load_ms for p in ours),
         first_run_ms=statistics.median(p.first_run_ms for p in ours),
     )

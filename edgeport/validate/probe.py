@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 MODULES = {
+    # ExecuTorch's Python bindings pass torch tensors: much of what such a process holds is torch's.
     "onnxruntime": ("onnxruntime", "edgeport.runtime.onnxruntime"),
-    "executorch": ("executorch.runtime", "edgeport.runtime.executorch"),
+    "executorch": ("torch", "executorch.kernels.quantized", "executorch.runtime", "edgeport.runtime.executorch"),
     "coreml": ("edgeport.runtime.coreml.session",),
 }
 

@@ -36,7 +36,7 @@ class Effort:
         threads: of the runtime.
         queries, warmup: timed and untimed calls of each artifact; seconds: least time timed in all.
         limit_seconds: when to stop timing at the latest.
-        probes: fresh processes for memory and load time, of each artifact; 0 leaves them out.
+        probes: fresh processes for memory and load time of the artifact; 0 leaves them out.
     """
 
     threads: int = 1

@@ -57,7 +57,7 @@ def test_weights_show_in_the_peak(tmp_path):
     assert large.peak_rss_mb - small.peak_rss_mb > 275
 
 
-def test_baseline_and_artifact_in_turn(tmp_path):
+def test_baseline_beside_the_artifact(tmp_path):
     inputs = {"x": np.ones((1, 16), np.float32)}
     memory = measure_memory(scaler(tmp_path / "a", 16), scaler(tmp_path / "b", 16), inputs, runs=2)
     assert memory.baseline_peak_rss_mb == pytest.approx(memory.peak_rss_mb, rel=0.2)
