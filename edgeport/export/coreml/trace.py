@@ -86,11 +86,12 @@ def whole_forward(model: Model, settings: LoweringSettings, *, probabilities: bo
     """
     original = model.module.forward
     names = tuple(spec.name for spec in model.outputs)
-    picture = model.inputs[0].name if settings.image_input else None
+    picture = model.inputs[0].name
+    centre, factor = pixel_constants(model) if settings.image_input else (None, None)
 
     def forward(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if picture is not None:
-            inputs[picture] = normalise_pixels(inputs[picture], model)
+        if centre is not None and factor is not None:
+            inputs[picture] = (inputs[picture] - centre) * factor
         outputs = _select(original(**inputs), names)
         return (*outputs, torch.softmax(outputs[0], -1)) if probabilities else outputs
 
@@ -101,18 +102,18 @@ def whole_forward(model: Model, settings: LoweringSettings, *, probabilities: bo
     return forward
 
 
-def normalise_pixels(pixels: torch.Tensor, model: Model) -> torch.Tensor:
-    """(pixel * scale - mean) / std for pixels 0 to 255, float32 (1, 3, height, width), as one product and one sum.
+def pixel_constants(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre and factor, float32 (1, 3, 1, 1): (pixel * scale - mean) / std = (pixel - centre) * factor.
 
-    Core ML's own image preprocessing has one scale for all channels, and becomes these two operators anyway.
+    Core ML's own image preprocessing has one scale for all channels, and becomes two operators in the program
+    too. The difference comes first: it is what float16 rounds least, and coremltools would turn a product and a
+    sum into a batch norm with an epsilon. Made before the trace: coremltools would compute float64 in float16.
     """
     image = model.image
     if image is None:
         raise BadInputError("The model has no image preprocessing.", where=model.name)
-    std = torch.tensor(image.std, dtype=torch.float64)
-    factor = (image.scale / std).to(torch.float32).reshape(1, 3, 1, 1)
-    offset = (-torch.tensor(image.mean, dtype=torch.float64) / std).to(torch.float32).reshape(1, 3, 1, 1)
-    return pixels * factor + offset
+    mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1) for values in (image.mean, image.std))
+    return (mean / image.scale).to(torch.float32), (image.scale / std).to(torch.float32)
 
 
 def export(model: Model, settings: LoweringSettings, *, probabilities: bool) -> torch.export.ExportedProgram:
@@ -145,8 +146,9 @@ def export(model: Model, settings: LoweringSettings, *, probabilities: bool) -> 
             raise
         except Exception as error:
             raise _refusal(error, model, shapes is not None) from error
+    program = decompose(program, model)
     _check_axes(program, model, settings)
-    return decompose(program, model)
+    return program
 
 
 def _refusal(error: Exception, model: Model, dynamic: bool) -> TargetRefusesError:
@@ -176,14 +178,15 @@ def _check_axes(program: torch.export.ExportedProgram, model: Model, settings: L
                 )
 
 
-# Decompositions that keep stock Hugging Face masks convertible: coremltools knows these operators, but not
-# with scalars, on booleans, or without a dtype.
+# coremltools knows these operators, but not with scalars, on booleans or without a dtype, as stock Hugging Face
+# masks use them; and its reciprocal is 1 / (x + 0.0001).
 TARGETED: dict[Any, Callable[..., Any]] = {
     aten.where.ScalarOther: lambda condition, a, b: torch.where(condition, a, torch.full_like(a, b)),
     aten.where.ScalarSelf: lambda condition, a, b: torch.where(condition, torch.full_like(b, a), b),
     aten.__and__.Tensor: lambda a, b: aten.bitwise_and.Tensor(a, b),
     aten.__or__.Tensor: lambda a, b: aten.bitwise_or.Tensor(a, b),
     aten.new_ones.default: lambda x, size, dtype=None, **_: torch.full(size, 1, dtype=dtype or x.dtype),
+    aten.reciprocal.default: lambda x: aten.div.Tensor(torch.full_like(x, 1.0), x),
     aten.alias.default: lambda x: aten.clone.default(x),
 }
 
