@@ -33,10 +33,18 @@ class Constant:
     index: int = 0
 
     def value(self) -> Any:
-        """The array (compressed ones in float32, unrounded), or the list."""
-        if self.operator == "const":
+        """The array (compressed ones in float32, unrounded), or the list.
+
+        Raises:
+            BadInputError: the parameters don't fit each other, or there is no value.
+        """
+        if self.operator != "const":
+            values = decode(self.operator, self.parameters)
+            if self.index < len(values):
+                return values[self.index]
+        elif "val" in self.parameters:
             return self.parameters["val"]
-        return decode(self.operator, self.parameters)[self.index]
+        raise BadInputError(f"The constant '{self.name}' has no value.")
 
 
 def is_constant(operation: Operation) -> bool:
@@ -69,6 +77,8 @@ def read_constant(operation: Operation, known: Mapping[str, Constant]) -> Iterat
     parameters: dict[str, Any] = {}
     stored: dict[str, TensorType | None] = {}
     for key, arguments in operation.inputs.items():
+        if len(arguments) != 1:
+            raise BadInputError(f"The constant '{operation.name}' has {len(arguments)} values for '{key}'.")
         argument = arguments[0]
         if isinstance(argument, Literal):
             parameters[key], stored[key] = argument.read(), argument.type

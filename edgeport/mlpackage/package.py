@@ -92,7 +92,7 @@ def _inside(folder: Path, relative: str, package: Path) -> Path:
     """`folder / relative`, refused when it (or a link on the way) leaves the package."""
     parts = PurePosixPath(relative)
     target = folder / parts
-    inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in relative
+    inside = not parts.is_absolute() and ".." not in parts.parts and not set("\\\0") & set(relative)
     if not inside or not target.resolve().is_relative_to(package.resolve()):
         raise BadInputError("A path in the package leads outside it.", where=f"{package}: {relative}")
     if not target.is_file():

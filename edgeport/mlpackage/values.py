@@ -6,6 +6,7 @@ packed from the least significant bit upward, an element may cross a byte.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -75,7 +76,7 @@ class TensorType:
         """Elements of a fully known shape."""
         if self.shape is None or None in self.shape:
             raise BadInputError("A stored constant has no fixed shape.", where=str(self.shape))
-        return int(np.prod(cast("tuple[int, ...]", self.shape), dtype=np.int64))
+        return math.prod(cast("tuple[int, ...]", self.shape))
 
 
 def parse_element_type(number: int) -> ElementType:
@@ -166,7 +167,10 @@ def decode_immediate(proto: Any, kind: TensorType) -> np.ndarray:
         flat = decode_bytes(np.frombuffer(values, np.uint8), kind.element, count)
     else:
         dtype = object if kind.element.name == "string" else kind.element.array
-        flat = np.array(list(values), dtype=dtype)
-        if flat.size != count:
-            raise BadInputError(f"A constant holds {flat.size} elements where its type has {count}.")
+        if len(values) != count:
+            raise BadInputError(f"A constant holds {len(values)} elements where its type has {count}.")
+        try:
+            flat = np.array(list(values), dtype=dtype)
+        except (OverflowError, ValueError) as error:
+            raise BadInputError(f"A constant's values don't fit {kind.element.name}: {error}.") from error
     return flat.reshape(cast("tuple[int, ...]", kind.shape))

@@ -218,6 +218,25 @@ def test_truncated_specifications_are_bad_input(tmp_path: Path) -> None:
             read(package)
 
 
+def test_changed_bytes_of_a_specification_are_bad_input_or_harmless(tmp_path: Path) -> None:
+    """Every byte, changed in a few ways: nothing but a clear error may come out."""
+    package = write_package(tmp_path, WEIGHTS)
+    model = package / "Data/com.apple.CoreML/model.mlmodel"
+    whole = model.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        for change in (0x01, 0x08, 0x80, 0xFF):
+            model.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
+            try:
+                opened = load_package(package)
+                for name in opened.spec.mlProgram.functions:
+                    for constant in constants(parse_function(opened, name).body).values():
+                        constant.value()
+            except BadInputError:
+                refused += 1
+    assert refused > len(whole)  # most changes are noticed
+
+
 def test_a_neural_network_of_the_old_format_is_refused(tmp_path: Path) -> None:
     package = write_package(tmp_path, WEIGHTS)
     spec = message_module("Model_pb2").Model()

@@ -114,8 +114,10 @@ class Evaluator:
 
     def _decode(self, constant: Constant) -> Any:
         value = constant.value()
-        if isinstance(value, list) or constant.type is None:
+        if isinstance(value, list):
             return value
+        if constant.type is None:
+            raise BadInputError(f"The constant '{constant.name}' is declared to be no tensor, but is one.")
         if constant.type.element.name == "string":
             return str(value.item()) if value.ndim == 0 else [str(item) for item in value]
         # A plain constant is stored in its declared type; only a decompressed one needs rounding to it.
