@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeport.stages import is_stored, run_stage, stage_key
 from edgeport.errors import BadInputError
+from edgeport.stages import is_stored, run_stage, stage_key
 from edgeport.storage import clean_up_after_killed_runs, new_folder
 
 

@@ -12,14 +12,36 @@ import torch
 
 from edgeport.quantized import QuantizedTensor, ScaleDtype, as_matrix, quantize_with_scale, round_scale
 
-SHRINK_STEPS = 40
-"""Shrink factors tried: 1.0 down to 0.6 in steps of 0.01. Below 0.7 nothing has won on 4 bits or more."""
+BLOCK = 1 << 17
+"""Weights searched at a time: their three temporaries (1.5 MB) stay in the second-level cache."""
+
+
+def shrink_factors(bits: int) -> tuple[float, ...]:
+    """Factors tried, largest first. The more bits, the less there is to win by clipping: over all groups of
+    MiniLM the best factor was never below 0.98 with 8 bits and never below 0.80 with 4."""
+    lowest, step = (0.9, 0.02) if bits >= 7 else (0.7, 0.02) if bits >= 4 else (0.4, 0.02)
+    return tuple(1 - step * index for index in range(1, round((1 - lowest) / step) + 1))
 
 
 def _squared_error(groups: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
     """Summed squared rounding error of each group. groups (N, G, g), scale (N, G) -> (N, G)."""
-    codes = torch.clamp(torch.round(groups / scale.unsqueeze(-1)), -limit, limit)
-    return (codes * scale.unsqueeze(-1) - groups).square().sum(-1)
+    scale = scale.unsqueeze(-1)
+    rounded = groups.div(scale).round_().clamp_(-limit, limit).mul_(scale).sub_(groups)
+    return rounded.square_().sum(-1)
+
+
+def _search(groups: torch.Tensor, base: torch.Tensor, bits: int, floor: float, dtype: ScaleDtype) -> torch.Tensor:
+    """The scale of least squared error for each group. groups (N, G, g), base (N, G) -> (N, G)."""
+    limit = 2 ** (bits - 1) - 1
+    best = round_scale(base, dtype)
+    error = _squared_error(groups, best, limit)
+    for factor in shrink_factors(bits):
+        trial = round_scale((base * factor).clamp_min(floor), dtype)
+        trial_error = _squared_error(groups, trial, limit)
+        better = trial_error < error
+        best = torch.where(better, trial, best)
+        error = torch.where(better, trial_error, error)
+    return best
 
 
 def quantize_rtn(
@@ -51,13 +73,10 @@ def quantize_rtn(
     # The smallest scale that is a normal number in every scale type, so that rounding it can't give 0.
     floor = 2.0**-14 if scale_dtype == "float16" else torch.finfo(torch.float32).tiny
     base = torch.where(largest > 0, largest / limit, torch.ones_like(largest)).clamp_min(floor)
-    best = round_scale(base, scale_dtype)
-    if scale_search:
-        error = _squared_error(groups, best, limit)
-        for step in range(1, SHRINK_STEPS + 1):
-            trial = round_scale((base * (1 - 0.01 * step)).clamp_min(floor), scale_dtype)
-            trial_error = _squared_error(groups, trial, limit)
-            better = trial_error < error
-            best = torch.where(better, trial, best)
-            error = torch.where(better, trial_error, error)
+    if not scale_search:
+        best = round_scale(base, scale_dtype)
+    else:
+        rows = max(1, BLOCK // matrix.shape[1])
+        blocks = zip(groups.split(rows), base.split(rows), strict=True)
+        best = torch.cat([_search(block, start, bits, floor, scale_dtype) for block, start in blocks])
     return quantize_with_scale(weight, best, bits=bits, group_size=size, axis=axis, scale_dtype=scale_dtype)
