@@ -77,6 +77,6 @@ def quantize_rtn(
         best = round_scale(base, scale_dtype)
     else:
         rows = max(1, BLOCK // matrix.shape[1])
-        blocks = zip(groups.split(rows), base.split(rows), strict=True)
+        blocks = zip(torch.split(groups, rows), torch.split(base, rows), strict=True)
         best = torch.cat([_search(block, start, bits, floor, scale_dtype) for block, start in blocks])
     return quantize_with_scale(weight, best, bits=bits, group_size=size, axis=axis, scale_dtype=scale_dtype)
