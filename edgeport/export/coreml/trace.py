@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
@@ -168,7 +169,7 @@ def _check_axes(program: torch.export.ExportedProgram, model: Model, settings: L
         for dimension, axis in enumerate(spec.shape):
             if not isinstance(axis, Axis) or not varies(axis, settings) or not isinstance(tensor, torch.Tensor):
                 continue
-            if isinstance(tensor.shape[dimension], int):
+            if is_concrete_int(tensor.shape[dimension]):  # an int, or a symbol that turned out to be one
                 raise TargetRefusesError(
                     f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} "
                     f"to {tensor.shape[dimension]}: it can't vary.",
