@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgeport.cli.progress import Watcher
 
-WIDTH_WHEN_PIPED = 120
+WIDTH_WHEN_PIPED = 140
 """Columns of a table that goes into a file or a pipe."""
 
 QUIET_LIBRARIES = {

@@ -46,16 +46,16 @@ def _coloured(state: str) -> str:
 
 def _draw(console: Console, diagnosis: Diagnosis) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from edgeport.cli.summary import in_bytes
+    from edgeport.cli.tables import listing
 
     console.print(f"edgeport {diagnosis.edgeport}, Python {diagnosis.python}\n")
-    packages = Table("package", "tested with", "installed", "group", "state", box=None, pad_edge=False)
+    packages = listing("package", "tested with", "installed", "group", "state")
     for p in diagnosis.packages:
         packages.add_row(p.name, p.required, p.installed or "-", p.group, _coloured(p.state))
     console.print(packages)
-    runtimes = Table("\nruntime", "\ncan lower", "\ncan execute", "\n", box=None, pad_edge=False)
+    runtimes = listing("\nruntime", "\ncan lower", "\ncan execute", "\n")
     for r in diagnosis.runtimes:
         runtimes.add_row(r.runtime, _coloured(r.lower), _coloured(r.execute), escape(r.detail))
     console.print(runtimes)

@@ -169,10 +169,8 @@ def _draw_result(console: Console, request: ExportRequest, result: ExportResult)
 def _draw_plan(console: Console, plan: Plan) -> None:
     from collections import Counter
 
-    from rich.markup import escape
-    from rich.table import Table
-
     from edgeport.cli.summary import in_bytes
+    from edgeport.cli.tables import facts
 
     formats = Counter(f"{layer.format} ({layer.activation} activations)" for layer in plan.layers)
     rows = [
@@ -188,12 +186,7 @@ def _draw_plan(console: Console, plan: Plan) -> None:
         *(("warning", warning) for warning in plan.warnings),
         *((f"stage {s.name}", s.detail + (" (in the cache)" if s.cached else "")) for s in plan.stages),
     ]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(escape(label), escape(text))
-    console.print(table)
+    console.print(facts(rows))
     console.print("Nothing was written: this was a dry run.")
 
 

@@ -55,9 +55,9 @@ def _tensor(entry: TensorEntry) -> str:
 
 def _draw(console: Console, bundle: Bundle) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from edgeport.cli.summary import draw_evidence, in_bytes
+    from edgeport.cli.tables import facts
 
     manifest = bundle.manifest
     layers = Counter(layer.format for layer in manifest.layers)
@@ -74,12 +74,7 @@ def _draw(console: Console, bundle: Bundle) -> None:
         *(("output", _tensor(entry)) for entry in manifest.outputs),
         ("files", f"{len(manifest.files)}, {in_bytes(total)}, every sha256 as the manifest says"),
     ]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(escape(label), escape(text))
-    console.print(table)
+    console.print(facts(rows))
     if bundle.evidence is None:
         console.print("This bundle carries no evidence.json.")
         return

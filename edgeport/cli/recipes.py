@@ -26,9 +26,9 @@ app = typer.Typer(help=HELP, rich_markup_mode=None)
 
 
 def _draw(console: Console, recipes: list[Recipe]) -> None:
-    from rich.table import Table
+    from edgeport.cli.tables import listing
 
-    table = Table("name", "what it does", "the gate demands", box=None, pad_edge=False)
+    table = listing("name", "what it does", "the gate demands")
     for recipe in recipes:
         budgets = recipe.gate.model_dump(exclude_none=True)
         table.add_row(

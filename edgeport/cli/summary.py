@@ -91,14 +91,10 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
 def draw_evidence(console: Console, evidence: Mapping[str, Any], more: list[tuple[str, str]]) -> None:
     """The summary table, the failed checks, and the verdict."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in [*evidence_rows(evidence), *more]:
-        table.add_row(escape(label), escape(text))
-    console.print(table)
+    from edgeport.cli.tables import facts
+
+    console.print(facts([*evidence_rows(evidence), *more]))
     verdict = evidence["verdict"]
     for check in verdict["checks"]:
         if not check["passed"]:

@@ -33,9 +33,9 @@ def _formats(target: Target) -> str:
 
 
 def _draw(console: Console, targets: list[Target]) -> None:
-    from rich.table import Table
+    from edgeport.cli.tables import listing
 
-    table = Table("name", "runtime", "os", "arch", "weights", "activations", "run here", box=None, pad_edge=False)
+    table = listing("name", "runtime", "os", "arch", "weights", "activations", "run here")
     for target in targets:
         activations = sorted({*target.activations.linear, *target.activations.conv})
         table.add_row(

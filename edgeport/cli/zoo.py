@@ -43,9 +43,9 @@ def _row(entry: ZooEntry) -> dict[str, Any]:
 
 
 def _draw(console: Console, entries: tuple[ZooEntry, ...]) -> None:
-    from rich.table import Table
+    from edgeport.cli.tables import listing
 
-    table = Table("name", "what it is", "task", "parameters", "download", "licence", "here", box=None, pad_edge=False)
+    table = listing("name", "what it is", "task", "parameters", "download", "licence", "here")
     for entry in entries:
         row = _row(entry)
         table.add_row(
