@@ -14,6 +14,7 @@ from edgeport.export.executorch.native import NativeWeight
 from edgeport.export.executorch.program import export_program, exporter_patches, first_line
 from edgeport.export.executorch.pte import operators, planned_bytes, read_program, stored_weights
 from edgeport.export.executorch.quiet import quiet
+from edgeport.export.executorch.sharing import share_segments
 from edgeport.export.executorch.weights import same_weight
 from edgeport.model.types import Model, TensorSpec
 from edgeport.quantized import QuantizedTensor
@@ -192,7 +193,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         used = used_weights(program, model)
         lowered, delegation = _lower_program(program, model)
         path = out / ENTRY
-        write_bytes(path, bytes(lowered.buffer))
+        write_bytes(path, share_segments(bytes(lowered.buffer)))
         file = read_program(path)
         _check_kernels(operators(file.program), model)
         _check_loads(path, model)

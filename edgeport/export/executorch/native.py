@@ -39,6 +39,7 @@ class NativeWeight(torch.Tensor):
         scale: float32, (N,) when one scale serves a channel, else (N, K / group_size).
         zero: zeros in `scale`'s shape: the operators demand them. int64, or int8 when grouped.
         bits, group_size: as in `QuantizedTensor`; group_size 0 means a whole channel.
+        swapped: `table` holds every pair of columns the other way round (see `pack_table`).
         layer: the parameter's name, for error messages.
     """
 
@@ -48,6 +49,7 @@ class NativeWeight(torch.Tensor):
     zero: torch.Tensor
     bits: int
     group_size: int
+    swapped: bool
     layer: str
 
     @staticmethod
@@ -59,27 +61,28 @@ class NativeWeight(torch.Tensor):
         zero: torch.Tensor,
         bits: int,
         group_size: int,
+        swapped: bool,
         layer: str,
     ) -> NativeWeight:
         """Wrap the tensors; nothing is copied."""
         self = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32, device=codes.device)
         self.codes, self.table, self.scale, self.zero = codes, table, scale, zero
-        self.bits, self.group_size, self.layer = bits, group_size, layer
+        self.bits, self.group_size, self.swapped, self.layer = bits, group_size, swapped, layer
         return self
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
         """The inner tensors' names and the rest, as torch.export takes subclasses apart."""
-        rest = {key: getattr(self, key) for key in ("bits", "group_size", "layer")}
-        return list(_INNER), rest
+        return list(_INNER), {key: getattr(self, key) for key in _REST}
 
     @staticmethod
     def __tensor_unflatten__(
         tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any], _size: Any, _stride: Any
     ) -> NativeWeight:
         """Undo `__tensor_flatten__`."""
-        return NativeWeight(*(tensors[name] for name in _INNER), **rest)
+        codes, table, scale, zero = (tensors[name] for name in _INNER)
+        return NativeWeight(codes, table, scale, zero, **rest)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's stub has no names
         """Name, shape and format."""
         return f"NativeWeight({self.layer}, {tuple(self.shape)}, bits={self.bits}, group_size={self.group_size})"
 
@@ -91,20 +94,18 @@ class NativeWeight(torch.Tensor):
         native = _FORMS.get(func)
         if native is not None and len(args) > 1 and isinstance(args[1], NativeWeight):
             return native(*args, **(kwargs or {}))
-        if native is _embedding and isinstance(args[0], NativeWeight):
-            return native(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it as an instance method
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Pass the wrapper through copies; give any other operator the dequantised values."""
         if func in _COPIES:
             weight = args[0]
-            tensors = [func(getattr(weight, name)) for name in _INNER]
-            return NativeWeight(*tensors, weight.bits, weight.group_size, weight.layer)
+            tensors = {name: func(getattr(weight, name)) for name in _INNER}
+            return NativeWeight(**tensors, **{name: getattr(weight, name) for name in _REST})
         plain = [arg.dequantized() if isinstance(arg, NativeWeight) else arg for arg in args]
         return func(*plain, **(kwargs or {}))
 
@@ -125,6 +126,7 @@ class NativeWeight(torch.Tensor):
 
 
 _INNER = ("codes", "table", "scale", "zero")
+_REST = ("bits", "group_size", "swapped", "layer")
 _COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.clone.default)
 
 
@@ -137,25 +139,30 @@ def _beside_product(weight: NativeWeight) -> torch.Tensor:
     """The dequantised weight, as XNNPACK's partitioner expects it beside a dynamically quantized activation."""
     low, high = _limits(weight)
     codes = weight.table if weight.codes.dim() == 3 else weight.codes
+    values: torch.Tensor
     if weight.group_size:
-        return ops.dequantize_per_channel_group.default(
+        values = ops.dequantize_per_channel_group.default(
             codes, weight.scale, weight.zero, low, high, torch.int8, weight.group_size, torch.float32
         )
-    return ops.dequantize_per_channel.default(codes, weight.scale, weight.zero, 0, low, high, torch.int8)
+    else:
+        values = ops.dequantize_per_channel.default(codes, weight.scale, weight.zero, 0, low, high, torch.int8)
+    return values
 
 
 def quantize_rows(x: torch.Tensor) -> torch.Tensor:
     """Round activations to int8 and back, with one asymmetric scale a row of the last dimension."""
     scale, zero = ops.choose_qparams_per_token_asymmetric.default(x, torch.int8)
     codes = ops.quantize_per_token.default(x, scale, zero, -128, 127, torch.int8)
-    return ops.dequantize_per_token.default(codes, scale, zero, -128, 127, torch.int8, torch.float32)
+    values: torch.Tensor = ops.dequantize_per_token.default(codes, scale, zero, -128, 127, torch.int8, torch.float32)
+    return values
 
 
 def quantize_tensor(x: torch.Tensor) -> torch.Tensor:
     """Round activations to int8 and back, with one asymmetric scale (XNNPACK takes one scale a sample)."""
     scale, zero = ops.choose_qparams.tensor(x, -128, 127, torch.finfo(torch.float32).eps, torch.int8)
     codes = ops.quantize_per_tensor.tensor(x, scale, zero, -128, 127, torch.int8)
-    return ops.dequantize_per_tensor.tensor(codes, scale, zero, -128, 127, torch.int8)
+    values: torch.Tensor = ops.dequantize_per_tensor.tensor(codes, scale, zero, -128, 127, torch.int8)
+    return values
 
 
 def _linear(x: torch.Tensor, weight: NativeWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -165,7 +172,11 @@ def _linear(x: torch.Tensor, weight: NativeWeight, bias: torch.Tensor | None = N
 def _embedding(indices: torch.Tensor, weight: NativeWeight, *_args: Any, **_kwargs: Any) -> torch.Tensor:
     """Rows by index. The remaining arguments (padding index, norms, sparsity) matter in training only."""
     kernel = ops.embedding_4bit.dtype if weight.bits == 4 else ops.embedding_byte.dtype
-    return kernel(weight.table, weight.scale, None, *_limits(weight), indices, dtype=torch.float32)
+    rows: torch.Tensor = kernel(weight.table, weight.scale, None, *_limits(weight), indices, dtype=torch.float32)
+    if not weight.swapped:
+        return rows
+    pairs = rows.reshape(*rows.shape[:-1], rows.shape[-1] // 2, 2)
+    return pairs.flip(-1).reshape(rows.shape)
 
 
 def _conv2d(
@@ -190,11 +201,17 @@ def _conv1d(
     groups: int = 1,
 ) -> torch.Tensor:
     """XNNPACK quantizes activations of 2-D convolutions only: a 1-D one runs as 2-D with height 1."""
-    sizes = [
-        value if isinstance(value, str) else (first, _single(value))
-        for first, value in ((1, stride), (0, padding), (1, dilation))
-    ]
-    return F.conv2d(quantize_tensor(x.unsqueeze(2)), _beside_product(weight), bias, *sizes, groups).squeeze(2)
+    wide = padding if isinstance(padding, str) else (0, _single(padding))
+    result: torch.Tensor = F.conv2d(
+        quantize_tensor(x.unsqueeze(2)),
+        _beside_product(weight),
+        bias,
+        (1, _single(stride)),
+        wide,
+        (1, _single(dilation)),
+        groups,
+    )
+    return result.squeeze(2)
 
 
 def _single(value: Any) -> int:
@@ -209,26 +226,35 @@ _FORMS: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
 }
 
 
-def pack_table(codes: torch.Tensor) -> torch.Tensor:
+def pack_table(codes: torch.Tensor, *, swapped: bool = False) -> torch.Tensor:
     """4-bit codes (N, K) as `embedding_4bit` stores them: uint8 (N, K / 2), code + 8, the even column in the high half.
+
+    XNNPACK stores the even column in the low half. With `swapped` the table is written that way: the bytes are
+    then those of a tied head, the file can hold them once, and the rows that the kernel gives must have each
+    pair of columns turned round.
 
     Source: executorch, exir/passes/_quant_patterns_and_replacements.py, `_pack_embedding_weight`.
     """
     shifted = (codes + 8).to(torch.uint8)
-    return shifted[:, 0::2] << 4 | shifted[:, 1::2]
+    even, odd = shifted[:, 0::2], shifted[:, 1::2]
+    return odd << 4 | even if swapped else even << 4 | odd
 
 
-def native_weight(name: str, tensor: QuantizedTensor) -> NativeWeight:
-    """The logical form of a weight as a NativeWeight, without copying the codes."""
+def native_weight(name: str, tensor: QuantizedTensor, *, tied: bool = False) -> NativeWeight:
+    """The logical form of a weight as a NativeWeight, without copying the codes.
+
+    Args:
+        tied: the weight serves an embedding and a Linear.
+    """
     group_size = 0 if tensor.per_channel else tensor.group_size
     scale = tensor.scale.squeeze(1) if tensor.per_channel else tensor.scale
     zero = torch.zeros_like(scale, dtype=torch.int8 if group_size else torch.int64)
-    table = tensor.codes
+    table, swapped = tensor.codes, False
     if tensor.codes.dim() == 3:
         table = tensor.codes.unsqueeze(2)
     elif tensor.bits == 4 and tensor.codes.dim() == 2:
-        table = pack_table(tensor.codes)
-    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, name)
+        table, swapped = pack_table(tensor.codes, swapped=tied), tied
+    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, swapped, name)
 
 
 def share_structure(module: torch.nn.Module, replacements: Mapping[int, torch.nn.Parameter]) -> torch.nn.Module:
@@ -247,8 +273,14 @@ def share_structure(module: torch.nn.Module, replacements: Mapping[int, torch.nn
 def with_native_weights(model: Model) -> torch.nn.Module:
     """The model's module with every compressed parameter replaced, under all of its names. The model is unchanged."""
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    replacements = {
-        id(parameters[name]): torch.nn.Parameter(native_weight(name, tensor), requires_grad=False)
-        for name, tensor in model.quantized.items()
-    }
+    kinds: dict[int, set[type]] = {}
+    for layer in model.module.modules():
+        for kind in (torch.nn.Embedding, torch.nn.Linear):
+            if isinstance(layer, kind):
+                kinds.setdefault(id(layer.weight), set()).add(kind)
+    replacements = {}
+    for name, tensor in model.quantized.items():
+        key = id(parameters[name])
+        weight = native_weight(name, tensor, tied=len(kinds.get(key, ())) > 1)
+        replacements[key] = torch.nn.Parameter(weight, requires_grad=False)
     return share_structure(model.module, replacements)

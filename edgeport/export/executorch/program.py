@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
@@ -30,6 +31,14 @@ def exporter_patches() -> Iterator[None]:
     with ExitStack() as stack:
         for backend in ("executorch", "executorch.xnnpack"):
             stack.enter_context(utils.apply_patches(backend))
+        patched = F.adaptive_avg_pool2d
+
+        def pool(x: torch.Tensor, size: Any) -> torch.Tensor:
+            # A mean, which XNNPACK has a kernel for; transformers' patch writes an average pool, which it has not.
+            return x.mean((-2, -1), keepdim=True) if size in (1, (1, 1), [1, 1]) else patched(x, size)
+
+        setattr(F, "adaptive_avg_pool2d", pool)  # noqa: B010  # mypy takes an assignment for a redefinition
+        stack.callback(setattr, F, "adaptive_avg_pool2d", patched)
         yield
 
 
@@ -97,7 +106,7 @@ def _export_huggingface(
 
     config = DynamoConfig(dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
     inputs = {**example, "use_cache": False, "return_dict": True}
-    program, _metadata = DynamoExporter().export_program(module, inputs, config)
+    program: torch.export.ExportedProgram = DynamoExporter().export_program(module, inputs, config)[0]
     return program
 
 
@@ -137,7 +146,7 @@ def export_program(model: Model, settings: LoweringSettings) -> torch.export.Exp
     module = with_native_weights(model)
     if model.huggingface:
         # Plain matrix products run a third faster on XNNPACK than torch's decomposed fused attention.
-        module.set_attn_implementation("eager")
+        cast(Any, module).set_attn_implementation("eager")
     _select_outputs(module, tuple(spec.name for spec in model.outputs))
     example, shapes = trace_inputs(model, settings)
     try:

@@ -145,8 +145,12 @@ def _constant(program: Any, index: int) -> tuple[bytes, Sequence[int], int]:
     return program.constant_buffer[tensor.data_buffer_idx].storage, tensor.sizes, int(tensor.scalar_type)
 
 
-def _embedding_weight(program: Any, arguments: Sequence[int], bits: int) -> QuantizedTensor:
-    """The table that an embedding kernel is called with."""
+def _embedding_weight(file: Any, arguments: Sequence[int], bits: int) -> QuantizedTensor:
+    """The table that an embedding kernel is called with.
+
+    A 4-bit table that is also a head's weight, byte for byte, is in the head's order (`native.pack_table`).
+    """
+    program = file.program
     data, shape, _ = _constant(program, arguments[0])
     scale_data, scale_shape, scale_type = _constant(program, arguments[1])
     # A buffer carries padding up to the next one.
@@ -155,7 +159,8 @@ def _embedding_weight(program: Any, arguments: Sequence[int], bits: int) -> Quan
     scale_data = scale_data[: int(np.prod(scale_shape)) * (2 if half else 4)]
     rows = shape[0]
     if bits == 4:
-        codes = unpack_nibbles(data, rows, even_is_high=True)
+        tied = file.named_data is not None and data in file.named_data.buffers
+        codes = unpack_nibbles(data, rows, even_is_high=not tied)
     else:
         codes = torch.from_numpy(np.frombuffer(data, np.int8).copy()).reshape(rows, -1)
     scale = _scales(scale_data, np.float16 if half else np.float32, rows)
@@ -180,7 +185,10 @@ def stored_weights(file: Any) -> Iterator[tuple[str, QuantizedTensor]]:
         if hasattr(call, "op_index"):
             bits = EMBEDDINGS.get(plan.operators[call.op_index].name)
             if bits is not None:
-                yield f"kernel/{index}", _embedding_weight(file.program, call.args, bits)
+                yield (
+                    f"kernel/{index}",
+                    _embedding_weight(file, call.args, bits),
+                )
     for number, payload in enumerate(xnnpack_payloads(file)):
         for index, entry in enumerate(payload.graph["xvalues"]):
             value = entry["xvalue_union"]

@@ -22,7 +22,7 @@ import numpy as np
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.executorch.folder import flatten_folder, unflatten_folder
-from edgeport.export.executorch.pte import delegate_data, operators, planned_bytes, read_program
+from edgeport.export.executorch.pte import delegate_data, planned_bytes, read_program
 from edgeport.export.executorch.quiet import quiet
 from edgeport.model.types import Model, TensorSpec
 from edgeport.storage import hash_tree, hash_value, write_bytes, write_text
@@ -73,7 +73,7 @@ def _plan_memory(specs: tuple[TensorSpec, ...]) -> tuple[list[int], int]:
 
 def _tree(names: list[str] | None, count: int) -> str:
     """torch's description of a tuple of `count` tensors, or of keyword arguments, as a program carries it."""
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     tuple_of = {"type": "builtins.tuple", "context": "null"}
     if names is None:
         return json.dumps([1, {**tuple_of, "children_spec": [leaf] * count}])
@@ -182,7 +182,6 @@ def wrap_package(package: Artifact, model: Model, target: Target, settings: Lowe
             "delegates": 1,
             "non_delegated_nodes": 0,
             "outside_delegates": {},
-            "operators_outside": operators(file.program),
             "planned_memory_bytes": planned_bytes(file.program),
         },
     )
