@@ -89,7 +89,7 @@ def store_float16(program: ir.Model, names: list[str]) -> int:
 
 
 def _rename_dimensions(graph: ir.Graph, model: Model) -> None:
-    """Give each symbolic dimension the name of its axis, in every value's shape."""
+    """Give each symbolic dimension the name of its axis, and drop the exporters' notes on values."""
     names: dict[str, str] = {}
     specs = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
     for value in (*graph.inputs, *graph.outputs):
@@ -104,6 +104,8 @@ def _rename_dimensions(graph: ir.Graph, model: Model) -> None:
     for node in graph.all_nodes():
         values.extend(node.outputs)
     for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
         if value.shape is not None:
             value.shape = ir.Shape(
                 [

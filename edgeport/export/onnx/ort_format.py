@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeport.export.onnx.ort_order import fix_order
 from edgeport.storage import write_text
 
 CONFIG = "required_operators_and_types.config"
@@ -54,6 +55,7 @@ def write_ort_format(onnx_file: Path) -> str:
     )
     with contextlib.redirect_stdout(io.StringIO()):
         create_config_from_models([path], config, enable_type_reduction=True)
+    fix_order(path)
     # Its comment lines name the model by its path on this machine.
     lines = config.read_text().splitlines(keepends=True)
     write_text(config, "".join(line for line in lines if not line.startswith("#")))

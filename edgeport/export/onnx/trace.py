@@ -167,38 +167,32 @@ def _export_torch(
 
 def _refusal(error: BaseException, model: Model) -> TargetRefusesError:
     """What the exporter could not take, as one sentence that names the operator where there is one."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(str(item) for item in causes)
-    found = re.search(r"No (?:ONNX function|decompositions?)[^\n]*?([a-z_]+(?:\.|::)\w[\w.]*\w)", text) or re.search(
-        r"(\w+::\w+|aten\.\w[\w.]*)", text
-    )
-    what = "The ONNX exporter can't convert this model"
-    if found:
-        what += f": it has no form for the operator {found[1].replace('::', '.')}"
-    first_line = str(causes[-1]).strip().splitlines()[:1] or [type(causes[-1]).__name__]
+    found = None
+    for item in reversed(causes):
+        found = found or re.search(r"OpOverload\(op='([\w.]+)'", str(item)) or re.search(r"\b(aten\.\w+)", str(item))
+    operator = f": it has no form for the operator {found[1]}" if found else ""
+    first_line = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
     return TargetRefusesError(
-        f"{what}.",
-        where=f"{model.name} ({type(causes[-1]).__name__}: {first_line[0][:300]})",
+        f"The ONNX exporter can't convert this model{operator}.",
+        where=f"{model.name} ({first_line[:300]})",
         next_step="Replace that operation in the model, or choose a target with another runtime (`edgeport targets`).",
     )
 
 
 def _check_axes(graph: ir.Graph, model: Model) -> None:
-    """Refuse when the trace turned a dimension that should vary into a constant."""
-    values = {value.name: value for value in graph.inputs}
-    for spec in model.inputs:
+    """Refuse when the model's code turned a dimension that should vary into a constant."""
+    values = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    for spec in (*model.inputs, *model.outputs):
         value = values.get(spec.name)
-        if value is None or value.shape is None:
+        if value is None or value.shape is None or len(value.shape) != len(spec.shape):
             continue
-        for dimension, axis in enumerate(spec.shape):
-            if isinstance(axis, Axis) and _varies(axis) and isinstance(value.shape[dimension], int):
+        for axis, size in zip(spec.shape, value.shape, strict=True):
+            if isinstance(axis, Axis) and _varies(axis) and isinstance(size, int):
                 raise TargetRefusesError(
-                    f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} "
-                    f"to {value.shape[dimension]}: it can't vary.",
+                    f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} to {size}: it can't vary.",
                     where=model.name,
                     allowed="fixed shapes",
                     next_step="Export with fixed shapes.",
@@ -235,7 +229,7 @@ def trace(model: Model, settings: LoweringSettings, opset: int) -> ir.Model:
                 program = _export_torch(module, model, example, shapes, opset)
         except Exception as error:
             raise _refusal(error, model) from error
+    _select_outputs(program.graph, model)
     if shapes is not None:
         _check_axes(program.graph, model)
-    _select_outputs(program.graph, model)
     return program
