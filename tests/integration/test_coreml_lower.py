@@ -24,6 +24,7 @@ from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.lower import lower
 from edgeport.export.coreml.weights import read_weights
 from edgeport.mlpackage.package import load_package
+from edgeport.model.fold import remove_parametrizations
 from edgeport.model.inputs import named_outputs
 from edgeport.model.types import Axis, ImagePreprocessing, Model, Source, TensorSpec
 from edgeport.recipe import load_recipe
@@ -305,6 +306,37 @@ def test_shapes_that_vary(build, precision, tmp_path):
         check_outputs(model, artifact, inputs, HALF if precision == "fp16" else 1e-5)
     with pytest.raises(BadInputError):
         CoreMLReferenceSession(artifact).run(arrays({name: v.repeat(9, 1) for name, v in model.example.items()}))
+
+
+def test_a_speech_encoder_of_any_length(tmp_path):
+    """Group norm over sizes that vary, and a mask whose shape is a quotient of the input's."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(32, 32),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        initializer_range=0.2,
+    )
+    module = Wav2Vec2ForCTC(config).eval()
+    remove_parametrizations(module)
+    inputs = {"input_values": ("float32", (BATCH, Axis("samples", 400, 4000, 1600)))}
+    frames = {"logits": (BATCH, Axis("frames", 1, 400, 159), 32)}
+    model = a_model("speech", module, inputs, frames, huggingface=True, modality="audio")
+    artifact = converted(model, "ios18-coreml", LoweringSettings("fp32", "dynamic"), tmp_path)
+    assert artifact.facts["operators"]["instance_norm"] == 1
+    for batch, samples in ((1, 1600), (2, 3333)):
+        wave = torch.randn(batch, samples, generator=torch.Generator().manual_seed(samples))
+        check_outputs(model, artifact, {"input_values": wave}, 1e-5)
 
 
 class Sums(nn.Module):

@@ -90,6 +90,36 @@ def other_outputs_beside_classes() -> Iterator[None]:
         load._add_classify_op = original
 
 
+@contextlib.contextmanager
+def whole_number_division() -> Iterator[None]:
+    """Let `//` of integers give integers.
+
+    coremltools 9.0 casts the quotient to float32, which torch does not, and then refuses a shape computed with it
+    (the frames that a speech encoder's convolutions make of samples).
+    """
+    ops: Any = import_module("coremltools.converters.mil.frontend.torch.ops")
+    registry: Any = import_module("coremltools.converters.mil.frontend.torch.torch_op_registry")._TORCH_OPS_REGISTRY
+
+    def floor_divide(context: Any, node: Any) -> None:
+        x, y = ops.promote_input_dtypes(ops._get_inputs(context, node, expected=2))
+        context.add(ops.mb.floor_div(x=x, y=y, name=node.name))
+
+    names = ("floor_divide", "floordiv")
+    originals = {name: registry.name_to_func_mapping[name] for name in names}
+    try:
+        registry.name_to_func_mapping.update(dict.fromkeys(names, floor_divide))
+        yield
+    finally:
+        registry.name_to_func_mapping.update(originals)
+
+
+@contextlib.contextmanager
+def converting() -> Iterator[list[str]]:
+    """Everything that a conversion needs around it; yields the log lines."""
+    with quiet() as lines, without_progress_bars(), other_outputs_beside_classes(), whole_number_division():
+        yield lines
+
+
 def load_coremltools() -> ModuleType:
     """The coremltools package.
 

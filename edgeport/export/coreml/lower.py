@@ -22,13 +22,7 @@ from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.compressed import attach
 from edgeport.export.coreml.float16 import takes_float16, tame_constants
 from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
-from edgeport.export.coreml.library import (
-    failing_operator,
-    load_coremltools,
-    other_outputs_beside_classes,
-    quiet,
-    without_progress_bars,
-)
+from edgeport.export.coreml.library import converting, failing_operator, load_coremltools
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.package import write_package
 from edgeport.export.coreml.trace import export
@@ -112,7 +106,7 @@ def _convert(
             predicted_feature_name=LABEL,
             predicted_probabilities_output=f"{LABEL}_probabilities",
         )
-    with quiet() as lines, without_progress_bars(), other_outputs_beside_classes():
+    with converting() as lines:
         try:
             return ct.convert(
                 program,

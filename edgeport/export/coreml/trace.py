@@ -179,14 +179,34 @@ def _check_axes(program: torch.export.ExportedProgram, model: Model, settings: L
                 )
 
 
+def _group_norm(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    epsilon: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> torch.Tensor:
+    """Group norm as an instance norm over (N, groups, rest): x of shape (N, channels, ...), whose sizes may vary."""
+    grouped = x.reshape(x.shape[0], groups, -1)
+    normalised: torch.Tensor = aten.instance_norm.default(
+        grouped, None, None, None, None, True, 0.0, epsilon, False
+    ).reshape(x.shape)
+    for parameter, combine in ((weight, torch.mul), (bias, torch.add)):
+        if parameter is not None:
+            normalised = combine(normalised, parameter.reshape(-1, *[1] * (x.ndim - 2)))
+    return normalised
+
+
 # coremltools knows these operators, but not with scalars, on booleans or without a dtype, as stock Hugging Face
-# masks use them; and its reciprocal is 1 / (x + 0.0001).
+# masks use them; its group norm takes no shapes that vary, and its reciprocal is 1 / (x + 0.0001).
 TARGETED: dict[Any, Callable[..., Any]] = {
     aten.where.ScalarOther: lambda condition, a, b: torch.where(condition, a, torch.full_like(a, b)),
     aten.where.ScalarSelf: lambda condition, a, b: torch.where(condition, torch.full_like(b, a), b),
     aten.__and__.Tensor: lambda a, b: aten.bitwise_and.Tensor(a, b),
     aten.__or__.Tensor: lambda a, b: aten.bitwise_or.Tensor(a, b),
     aten.new_ones.default: lambda x, size, dtype=None, **_: torch.full(size, 1, dtype=dtype or x.dtype),
+    aten.group_norm.default: _group_norm,
     aten.reciprocal.default: lambda x: aten.div.Tensor(torch.full_like(x, 1.0), x),
     aten.alias.default: lambda x: aten.clone.default(x),
 }
