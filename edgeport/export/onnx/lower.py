@@ -15,23 +15,10 @@ from edgeport.export.onnx.canonical import canonicalize
 from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
+from edgeport.export.onnx.save import FILE, save
 from edgeport.export.onnx.trace import trace
 from edgeport.model.types import Model
-from edgeport.storage import write_bytes
 from edgeport.target import Target
-
-FILE = "model.onnx"
-PROTOBUF_LIMIT = 2**31 - 2**20
-"""Bytes that one protobuf message can hold, less room for the graph itself."""
-
-
-def save(program: ir.Model, out: Path) -> None:
-    """Write `model.onnx`, with the weights beside it in `model.onnx.data` when they pass protobuf's 2 GB."""
-    size = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
-    if size >= PROTOBUF_LIMIT:
-        ir.save(program, out / FILE, external_data=f"{FILE}.data")
-        return
-    write_bytes(out / FILE, ir.to_proto(program).SerializeToString(deterministic=True))
 
 
 def _facts(program: ir.Model, settings: LoweringSettings) -> dict[str, Any]:
