@@ -247,7 +247,7 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     from edgeport.compress.assign import check_precision
     from edgeport.export.dispatch import check_settings
     from edgeport.model.load import load_model
-    from edgeport.model.shapes import with_axis
+    from edgeport.model.shapes import with_axis, with_limit
 
     check_precision(request.recipe, request.target)
     progress.stage("load", request.model)
@@ -260,6 +260,8 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     )
     if request.sequence is not None:
         model = with_axis(model, "sequence", request.sequence)
+    if request.target.max_batch is not None:
+        model = with_limit(model, "batch", request.target.max_batch)
     settings = lowering_settings(request)
     check_settings(model, request.target, settings)
     return Job(request, model, assign(model, request.recipe, request.target), settings)

@@ -116,6 +116,9 @@ class Target(Strict):
     runtime: RuntimeName
     precisions: tuple[Literal["fp32", "fp16"], ...] = Field(description="first is the one the target prefers")
     shapes: tuple[ShapeMode, ...] = Field(description="first is the default")
+    max_batch: int | None = Field(
+        default=None, ge=1, description="largest batch, where the runtime plans its memory for the largest shapes"
+    )
     weights: Weights
     activations: Activations
     scales: ScaleStorage = ScaleStorage()

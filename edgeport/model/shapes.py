@@ -46,9 +46,27 @@ def with_axis(model: Model, name: str, size: int) -> Model:
 
     inputs = resized(model.inputs)
     example: Mapping[str, torch.Tensor] = {
-        spec.name: fit(model.example[spec.name], spec.fixed_shape()) for spec in inputs if spec.name in model.example
+        spec.name: fit(model.example[spec.name], spec.fixed_shape()) for spec in inputs
     }
     return replace(model, inputs=inputs, outputs=resized(model.outputs), example=example)
+
+
+def with_limit(model: Model, name: str, maximum: int) -> Model:
+    """The model with an axis that grows no further than `maximum`; an axis with one size left is a constant."""
+
+    def limit(size: int | Axis) -> int | Axis:
+        if not isinstance(size, Axis) or size.name != name or size.maximum <= maximum:
+            return size
+        if size.minimum == maximum:
+            return maximum
+        return replace(size, maximum=maximum, example=min(size.example, maximum))
+
+    def limited(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, shape=tuple(limit(size) for size in spec.shape)) for spec in specs)
+
+    inputs = limited(model.inputs)
+    example = {spec.name: fit(model.example[spec.name], spec.fixed_shape()) for spec in inputs}
+    return replace(model, inputs=inputs, outputs=limited(model.outputs), example=example)
 
 
 def fit(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
