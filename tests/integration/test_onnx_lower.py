@@ -336,7 +336,7 @@ def test_float16_halves_the_file(lowered: Callable[..., Lowered]) -> None:
 
 
 def test_dynamic_dimensions_are_named_after_their_axes(lowered: Callable[..., Lowered]) -> None:
-    import onnx
+    import onnx.shape_inference
 
     artifact = lowered("t5", "int8").artifact
     graph = onnx.load(artifact.path).graph
@@ -348,7 +348,8 @@ def test_dynamic_dimensions_are_named_after_their_axes(lowered: Callable[..., Lo
     assert dims["decoder_input_ids"] == ["batch", "target"]
     assert dims["logits"] == ["batch", "target", 200]
     assert artifact.inputs[0].shape == (BATCH, SEQUENCE)
-    assert OnnxRuntimeSession(artifact)  # and the runtime agrees
+    # Every declared shape agrees with what the operators give.
+    onnx.shape_inference.infer_shapes(onnx.load(artifact.path), strict_mode=True, data_prop=True)
 
 
 def test_fixed_shapes_refuse_others(lowered: Callable[..., Lowered]) -> None:

@@ -117,8 +117,14 @@ def _rename_dimensions(graph: ir.Graph, model: Model) -> None:
             )
 
 
-def _forget_inner_shapes(graph: ir.Graph) -> None:
-    """Drop the shapes of intermediate values: ONNX Runtime infers them, and stale ones only warn."""
+def _correct_shapes(graph: ir.Graph) -> None:
+    """Drop the shapes of intermediate values, which the runtime infers, and say initializers' shapes as they are.
+
+    Fusions leave both stale: a scale of one value declared as a scalar, say, which a strict checker refuses.
+    """
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape.numpy())
     kept = {id(value) for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for node in graph.all_nodes():
         for output in node.outputs:
@@ -145,7 +151,7 @@ def finish(program: ir.Model, model: Model) -> None:
     graph = program.graph
     _check_operators(program, model)
     common.ClearMetadataAndDocStringPass()(program)
-    _forget_inner_shapes(graph)
+    _correct_shapes(graph)
     _rename_dimensions(graph, model)
     common.RemoveUnusedOpsetsPass()(program)
     common.TopologicalSortPass()(program)

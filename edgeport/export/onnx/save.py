@@ -34,9 +34,12 @@ def save(program: ir.Model, out: Path) -> None:
         initializers.update(weights)
     with (out / FILE).open("wb") as file:
         file.write(graph)
-        for value in weights.values():
+        for name, value in weights.items():
             if value.const_value is not None:
-                _append(file, ir.to_proto(value.const_value))
+                tensor = ir.to_proto(value.const_value)
+                # The name that counts is the value's: fusions leave tensors without one.
+                tensor.name = name
+                _append(file, tensor)
 
 
 def _append(file: BinaryIO, tensor: onnx.TensorProto) -> None:
