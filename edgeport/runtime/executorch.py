@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +130,10 @@ class CoreMLDelegateSession:
         from edgeport.runtime.coreml.session import CoreMLReferenceSession
 
         self._inputs = artifact.inputs
-        # The evaluator maps the weights into memory: the folder must outlive it.
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeport-")
-        self._session = CoreMLReferenceSession(unwrap_package(artifact, Path(self._folder.name)))
+        folder = Path(tempfile.mkdtemp(prefix="edgeport-"))
+        # The evaluator maps the weights into memory: the folder lives as long as the session.
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._session = CoreMLReferenceSession(unwrap_package(artifact, folder))
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""

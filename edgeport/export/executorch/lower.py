@@ -12,7 +12,13 @@ from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.executorch.native import NativeWeight
 from edgeport.export.executorch.program import export_program, exporter_patches, first_line
-from edgeport.export.executorch.pte import operators, planned_bytes, read_program, stored_weights
+from edgeport.export.executorch.pte import (
+    operators,
+    planned_bytes,
+    products_with_float_activations,
+    read_program,
+    stored_weights,
+)
 from edgeport.export.executorch.quiet import quiet
 from edgeport.export.executorch.sharing import share_segments
 from edgeport.export.executorch.weights import same_weight
@@ -34,8 +40,9 @@ def _check_formats(model: Model) -> None:
         TargetRefusesError: naming the layer.
     """
     for name, tensor in model.quantized.items():
-        form = (tensor.bits, tensor.per_channel)
-        if form not in ((8, True), (4, False)) or not tensor.symmetric or tensor.axis != 0:
+        # A matrix with 32 columns has one group a row: 4-bit weights count as grouped all the same.
+        known = (tensor.bits == 8 and tensor.per_channel) or (tensor.bits == 4 and tensor.group_size % 32 == 0)
+        if not known or not tensor.symmetric or tensor.axis != 0:
             raise TargetRefusesError(
                 f"XNNPACK has no kernel for {tensor.bits}-bit weights of this form.",
                 where=f"layer {name}",
@@ -131,6 +138,21 @@ def used_weights(program: torch.export.ExportedProgram, model: Model) -> dict[st
     return {name: tensor for name, tensor in model.quantized.items() if name in used}
 
 
+def _check_activations(file: Any, places: Mapping[str, str]) -> None:
+    """Refuse a file in which XNNPACK would multiply integer weights by float activations: the result is wrong.
+
+    Raises:
+        TargetRefusesError: naming the layer.
+    """
+    for place in products_with_float_activations(file):
+        name = next((name for name, several in places.items() if place in several.split(" + ")), place)
+        raise TargetRefusesError(
+            "XNNPACK would multiply this layer's integer weights by float activations, which it computes wrongly.",
+            where=f"layer {name}",
+            next_step="Leave the layer uncompressed with the recipe's `exclude`.",
+        )
+
+
 def place_weights(quantized: Mapping[str, QuantizedTensor], file: Any) -> dict[str, str]:
     """Where the file holds each logical weight: places as in `stored_weights`, several joined by " + ".
 
@@ -198,6 +220,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         _check_kernels(operators(file.program), model)
         _check_loads(path, model)
         places = place_weights(used, file)
+        _check_activations(file, places)
     return Artifact(
         runtime="executorch",
         delegate="xnnpack",

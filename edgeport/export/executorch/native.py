@@ -246,8 +246,8 @@ def native_weight(name: str, tensor: QuantizedTensor, *, tied: bool = False) -> 
     Args:
         tied: the weight serves an embedding and a Linear.
     """
-    group_size = 0 if tensor.per_channel else tensor.group_size
-    scale = tensor.scale.squeeze(1) if tensor.per_channel else tensor.scale
+    group_size = tensor.group_size if tensor.bits == 4 else 0
+    scale = tensor.scale if tensor.bits == 4 else tensor.scale.squeeze(1)
     zero = torch.zeros_like(scale, dtype=torch.int8 if group_size else torch.int64)
     table, swapped = tensor.codes, False
     if tensor.codes.dim() == 3:

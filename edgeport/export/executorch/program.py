@@ -126,10 +126,13 @@ def _check_dynamic(program: torch.export.ExportedProgram, model: Model) -> None:
     Raises:
         TargetRefusesError: naming the input and the axis.
     """
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     for spec, name in zip(model.inputs, program.graph_signature.user_inputs, strict=True):
         for dimension, size in enumerate(spec.shape):
-            if isinstance(size, Axis) and _varies(size) and isinstance(values[name].shape[dimension], int):
+            # Either an int, or a symbol that turned out to be one.
+            if isinstance(size, Axis) and _varies(size) and is_concrete_int(values[name].shape[dimension]):
                 raise TargetRefusesError(
                     f"The model only works with one size of the axis {size.name!r}.",
                     where=f"input {spec.name}, dimension {dimension}",

@@ -7,6 +7,7 @@ backends/xnnpack/serialization/schema.fbs); nothing that lowering remembers is u
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ EMBEDDINGS = {"quantized_decomposed::embedding_byte": 8, "quantized_decomposed::
 
 QUANTIZED_TYPES = {"xnn_datatype_qcint8": 8, "xnn_datatype_qbint4": 4}
 """XNNPACK's types of quantized weights, and the width of their codes."""
+
+DYNAMIC_INT8 = "xnn_datatype_qdint8"
+"""XNNPACK's type of activations that are quantized on the fly."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def delegate_data(program: Any, backend: str) -> list[bytes]:
 def _decode_graph(payload: bytes) -> Mapping[str, Any]:
     """An XNNPACK payload's flatbuffer as JSON values."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile, _replace_infinity_in_json_file
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
     header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
     start = header.flatbuffer_offset
@@ -86,7 +90,9 @@ def _decode_graph(payload: bytes) -> Mapping[str, Any]:
         binary.write_bytes(payload[start : start + header.flatbuffer_size])
         schema.write_bytes(_get_schema_bytes())
         _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
-        graph: Mapping[str, Any] = json.loads(_replace_infinity_in_json_file(Path(folder, "graph.json").read_bytes()))
+        # flatc writes the bounds of an open clamp as bare words that are not JSON.
+        text = re.sub(r"(?<=: )(-?)inf\b", r"\1Infinity", Path(folder, "graph.json").read_text())
+        graph: Mapping[str, Any] = json.loads(re.sub(r"(?<=: )-?nan\b", "NaN", text))
     return graph
 
 
@@ -195,3 +201,21 @@ def stored_weights(file: Any) -> Iterator[tuple[str, QuantizedTensor]]:
             weight = _xnnpack_weight(payload, value) if "tensor_value" in value else None
             if weight is not None:
                 yield f"xnnpack/{number}/{index}", weight
+
+
+def products_with_float_activations(file: Any) -> list[str]:
+    """Places of quantized weights that XNNPACK multiplies by activations which are not int8: it computes them wrongly.
+
+    Places are named as in `stored_weights`.
+    """
+    wrong = []
+    for number, payload in enumerate(xnnpack_payloads(file)):
+        types = {
+            (tensor := entry["xvalue_union"].get("tensor_value", entry["xvalue_union"]))["id_out"]: tensor["datatype"]
+            for entry in payload.graph["xvalues"]
+        }
+        for entry in payload.graph["xnodes"]:
+            node = entry["xnode_union"]
+            if types.get(node.get("filter_id")) in QUANTIZED_TYPES and types[node["input1_id"]] != DYNAMIC_INT8:
+                wrong.append(f"xnnpack/{number}/{node['filter_id']}")
+    return wrong
