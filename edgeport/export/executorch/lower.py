@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.executorch.delegates import delegates_built_once
 from edgeport.export.executorch.native import NativeWeight
 from edgeport.export.executorch.program import export_program, exporter_patches, first_line
 from edgeport.export.executorch.pte import (
@@ -77,7 +78,8 @@ def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple
             compile_config=get_xnnpack_edge_compile_config(),
         )
         delegation = _delegation(edge)
-        return edge.to_executorch(ExecutorchBackendConfig()), delegation
+        with delegates_built_once():
+            return edge.to_executorch(ExecutorchBackendConfig()), delegation
     except Exception as error:
         raise TargetRefusesError(
             f"ExecuTorch can't lower the model: {first_line(error)}",
