@@ -219,6 +219,40 @@ def test_artifact_survives_json(layers: tuple[Model, Artifact]):
     assert set(read_weights(back)) == set(artifact.weights)
 
 
+class BeforeConvolutions(nn.Module):
+    """Operators that a layout pass must not confuse, each between the picture and a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Conv2d(3, 6, 3, padding=1), nn.ModuleList(nn.Conv2d(6, 8, 3) for _ in range(3))
+        self.padded, self.scaled = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(3, 8, 1)
+        self.register_buffer("gain", torch.tensor([1.0, 30.0, 0.1]).view(3, 1, 1))
+
+    def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.first(picture)
+        return (
+            self.padded(nn.functional.pad(picture, (0, 1, 0, 2))),
+            self.scaled(picture * self.gain),
+            self.rest[0](x.reshape(1, 6, 10, 12)),
+            self.rest[1](nn.functional.max_pool2d(x, 2)),
+            self.rest[2](x * torch.sigmoid(x.mean((2, 3), keepdim=True))),
+        )
+
+
+def test_convolutions_see_their_inputs_in_the_right_layout(tmp_path: Path):
+    torch.manual_seed(0)
+    shapes = {"padded": (8, 6, 5), "scaled": (8, 12, 10), "view": (8, 8, 10), "pool": (8, 4, 3), "gate": (8, 10, 8)}
+    outputs = {name: (1, *shape) for name, shape in shapes.items()}
+    # All positive, as pictures often are: the zero point is then far from 0.
+    example = {"picture": torch.rand(1, 3, 12, 10)}
+    model = compress(make_model(BeforeConvolutions(), example, {"picture": (1, 3, 12, 10)}, outputs), "int8")
+    found = run(lower_to(model, tmp_path / "out"), example)
+    expected = quantized_eager(model, example)
+    # A rounding that falls the other way shows in the third digit; a wrong layout in the first.
+    errors = {name: relative(found[name], expected[name]) for name in outputs}
+    assert max(errors.values()) < 2e-2, errors
+
+
 # --- architectures ---
 
 

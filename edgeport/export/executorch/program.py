@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
+from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling
 from edgeport.model.types import Axis, Model
 
 
 @contextmanager
 def exporter_patches() -> Iterator[None]:
-    """Apply transformers' ExecuTorch patches to torch, transformers and executorch inside the block."""
+    """Apply transformers' and our own patches to torch, transformers and executorch inside the block."""
     from transformers.exporters import exporter_dynamo, exporter_executorch, utils
 
     # The two modules register their patches when they are imported.
@@ -31,6 +32,7 @@ def exporter_patches() -> Iterator[None]:
     with ExitStack() as stack:
         for backend in ("executorch", "executorch.xnnpack"):
             stack.enter_context(utils.apply_patches(backend))
+        stack.enter_context(bounded_layout_search())
         patched = F.adaptive_avg_pool2d
 
         def pool(x: torch.Tensor, size: Any) -> torch.Tensor:
@@ -164,6 +166,7 @@ def export_program(model: Model, settings: LoweringSettings) -> torch.export.Exp
         ) from error
     if shapes is not None:
         _check_dynamic(program, model)
+    complete_pooling(program)
     return program
 
 

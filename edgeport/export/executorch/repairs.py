@@ -1,0 +1,73 @@
+"""Repairs of executorch 1.4.1's XNNPACK lowering, each with what goes wrong without it.
+
+Layout of quantized convolutions: XNNPACK convolves in NHWC, and executorch's
+`ChannelsLastTaggedReshapePass` puts transpositions where a convolution meets a tensor in NCHW. With a
+dynamically quantized input it looks for the place by following first arguments upwards, past the
+quantization and through whatever computed the tensor (a padding, a reshape, a product), and transposes
+there: everything in between then runs in the wrong layout. Lowering succeeds, and the result is wrong
+(EfficientNet-Lite0: cosine 0.02) or the runtime stops at a shape. Repaired after version 1.4.1
+(https://github.com/pytorch/executorch/pull/21637); until then, here.
+
+Pooling without a stride: the partitioner reads the stride argument of `max_pool2d`, which
+`torch.nn.functional.max_pool2d(x, 2)` leaves out, and stops with an IndexError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def bounded_layout_search() -> Iterator[None]:
+    """Make the pass transpose exactly the tensor that is quantized, inside the block."""
+    from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
+
+    original = ChannelsLastTaggedReshapePass.input_to_nhwc
+    setattr(ChannelsLastTaggedReshapePass, "input_to_nhwc", _bounded(original))  # noqa: B010  # as mypy wants it
+    try:
+        yield
+    finally:
+        setattr(ChannelsLastTaggedReshapePass, "input_to_nhwc", original)  # noqa: B010
+
+
+def _bounded(original: Callable[..., None]) -> Callable[..., None]:
+    import torch
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_dynamic_qdq
+    from executorch.exir.dialects._ops import ops
+
+    def input_to_nhwc(self: Any, graph_module: Any, input_node: Any, target_node: Any) -> None:
+        dynamic = is_dequant(input_node) and is_dynamic_qdq(input_node)
+        if not dynamic or self.is_nhwc_node(input_node):
+            original(self, graph_module, input_node, target_node)
+            return
+        quantize = input_node.args[0]
+        source = quantize.args[0]
+        transposed = source.meta.get(self.PARTNER_NODE)
+        if transposed is None:
+            with graph_module.graph.inserting_after(source):
+                transposed = graph_module.graph.call_function(
+                    ops.edge.aten._to_copy.default, (source,), {"memory_format": torch.channels_last}
+                )
+            self.mark_as_nhwc_node(transposed)
+            self.make_partners(source, transposed)
+        # The scale comes through a getitem from the operator that chose it, which reads the tensor too.
+        for user in (quantize, quantize.args[1].args[0]):
+            user.replace_input_with(source, transposed)
+
+    return input_to_nhwc
+
+
+def complete_pooling(program: torch.export.ExportedProgram) -> None:
+    """Write out the stride of every max_pool2d, which is the kernel size where it is left out."""
+    import torch
+
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.max_pool2d.default and (len(node.args) < 3 or not node.args[2]):
+            kernel = list(node.args[1])
+            pair = kernel * 2 if len(kernel) == 1 else kernel
+            node.args = (node.args[0], pair, pair, *node.args[3:])
