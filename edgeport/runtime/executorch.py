@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeport.errors import BadInputError
-from edgeport.export.executorch.quiet import quiet
+from edgeport.errors import BadInputError, MeasurementError
+from edgeport.export.executorch.quiet import load_libraries, muted
 from edgeport.model.types import Axis, TensorSpec
 
 if TYPE_CHECKING:
@@ -77,14 +77,22 @@ class ExecuTorchSession:
             BadInputError: the file is missing or damaged.
         """
         self._inputs, self._outputs = artifact.inputs, artifact.outputs
+        self._path = artifact.path
         self._method = _load_method(artifact.path, threads)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Run once; see `Session.run`."""
+        """Run once; see `Session.run`.
+
+        Raises:
+            MeasurementError: the runtime stopped.
+        """
         import torch
 
         values = [torch.from_numpy(array) for array in bind_inputs(self._inputs, inputs)]
-        results = self._method.execute(values)
+        try:
+            results = self._method.execute(values)
+        except RuntimeError as error:
+            raise MeasurementError(f"The ExecuTorch runtime stopped: {error}", where=self._path) from error
         # The runtime owns the memory of its outputs and reuses it.
         return {spec.name: result.numpy().copy() for spec, result in zip(self._outputs, results, strict=True)}
 
@@ -92,12 +100,11 @@ class ExecuTorchSession:
 def _load_method(path: Path, threads: int) -> Any:
     if not path.is_file():
         raise BadInputError("The program is missing.", where=path)
-    with quiet():
-        import executorch.kernels.quantized
-        from executorch.extension.pybindings import _portable_lib
-        from executorch.runtime import Runtime
+    load_libraries()
+    from executorch.extension.pybindings import _portable_lib
+    from executorch.runtime import Runtime
 
-        assert executorch.kernels.quantized
+    with muted():
         _portable_lib._unsafe_reset_threadpool(threads)
         try:
             return Runtime.get().load_program(path).load_method("forward")

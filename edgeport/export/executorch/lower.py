@@ -20,7 +20,7 @@ from edgeport.export.executorch.pte import (
     read_program,
     stored_weights,
 )
-from edgeport.export.executorch.quiet import quiet
+from edgeport.export.executorch.quiet import load_libraries, muted, quiet
 from edgeport.export.executorch.sharing import share_segments
 from edgeport.export.executorch.weights import same_weight
 from edgeport.model.types import Model, TensorSpec
@@ -94,10 +94,8 @@ def _check_kernels(names: list[str], model: Model) -> None:
     Raises:
         TargetRefusesError: naming the operators.
     """
-    import executorch.kernels.quantized
     from executorch.extension.pybindings import _portable_lib
 
-    assert executorch.kernels.quantized
     known = set(_portable_lib._get_operator_names())
     # executorch_prim operators are built into the runtime's core and are not listed.
     missing = [name for name in names if name not in known and not name.startswith("executorch_prim::")]
@@ -109,19 +107,23 @@ def _check_kernels(names: list[str], model: Model) -> None:
         )
 
 
-def _check_loads(path: Path, model: Model) -> None:
-    """Load the program with its delegates, as a device would.
+def _check_runs(path: Path, model: Model) -> None:
+    """Load the program with its delegates and run it once on the example: some faults show only then.
 
     Raises:
-        TargetRefusesError: the runtime refuses the file.
+        TargetRefusesError: the runtime refuses the file, or stops in it.
     """
     from executorch.runtime import Runtime
 
     try:
-        Runtime.get().load_program(path).load_method("forward")
+        with muted():
+            method = Runtime.get().load_program(path).load_method("forward")
+            method.execute([model.example[spec.name].contiguous() for spec in model.inputs])
     except RuntimeError as error:
         raise TargetRefusesError(
-            f"The ExecuTorch runtime refuses the lowered program: {first_line(error)}", where=f"model {model.name}"
+            f"The ExecuTorch runtime can't run the lowered program: {first_line(error)}",
+            where=f"model {model.name}",
+            next_step="Try another recipe or runtime; `--debug` shows what the runtime says.",
         ) from error
 
 
@@ -200,8 +202,8 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     """Write `model.pte` into the existing folder `out`.
 
     Inputs and outputs of the file are in the model's order. The program is checked before it is handed
-    on: every kernel it calls exists in the runtime, the runtime loads it, and every compressed weight
-    lies in it bit for bit.
+    on: every kernel it calls exists in the runtime, the runtime runs it, and every compressed weight that
+    the outputs need lies in it bit for bit.
 
     Raises:
         TargetRefusesError: the model can't be traced, lowered or loaded; the message names the operator or layer.
@@ -209,10 +211,8 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     if target.executorch is None or target.executorch.delegate != "xnnpack":
         raise TargetRefusesError(f"The target {target.name!r} does not run XNNPACK programs.", where=target.name)
     _check_formats(model)
+    load_libraries()
     with quiet(), exporter_patches():
-        import executorch.kernels.quantized
-
-        assert executorch.kernels.quantized
         program = export_program(model, settings)
         used = used_weights(program, model)
         lowered, delegation = _lower_program(program, model)
@@ -220,7 +220,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         write_bytes(path, share_segments(bytes(lowered.buffer)))
         file = read_program(path)
         _check_kernels(operators(file.program), model)
-        _check_loads(path, model)
+        _check_runs(path, model)
         places = place_weights(used, file)
         _check_activations(file, places)
     return Artifact(

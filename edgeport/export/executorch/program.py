@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
+from edgeport.export.executorch.quiet import muted, quiet
 from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling
 from edgeport.model.types import Axis, Model
 
@@ -24,7 +25,8 @@ from edgeport.model.types import Axis, Model
 @contextmanager
 def exporter_patches() -> Iterator[None]:
     """Apply transformers' and our own patches to torch, transformers and executorch inside the block."""
-    from transformers.exporters import exporter_dynamo, exporter_executorch, utils
+    with quiet(), muted():
+        from transformers.exporters import exporter_dynamo, exporter_executorch, utils
 
     # The two modules register their patches when they are imported.
     assert exporter_dynamo.DynamoExporter

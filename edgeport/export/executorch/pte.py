@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from edgeport.errors import BadInputError
+from edgeport.export.executorch.quiet import load_libraries
 from edgeport.quantized import QuantizedTensor
 
 EMBEDDINGS = {"quantized_decomposed::embedding_byte": 8, "quantized_decomposed::embedding_4bit": 4}
@@ -48,6 +49,7 @@ def read_program(path: Path) -> Any:
     Raises:
         BadInputError: it is missing, or no ExecuTorch program.
     """
+    load_libraries()
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:

@@ -23,7 +23,7 @@ from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.executorch.folder import flatten_folder, unflatten_folder
 from edgeport.export.executorch.pte import delegate_data, planned_bytes, read_program
-from edgeport.export.executorch.quiet import quiet
+from edgeport.export.executorch.quiet import load_libraries
 from edgeport.model.types import Model, TensorSpec
 from edgeport.storage import hash_tree, hash_value, write_bytes, write_text
 from edgeport.target import Target
@@ -161,14 +161,14 @@ def wrap_package(package: Artifact, model: Model, target: Target, settings: Lowe
         "model_compute_precision": {"fp16": "float16", "fp32": "float32"}[settings.precision],
         "model_type": "model",
     }
-    with quiet():
-        from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+    load_libraries()
+    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
-        payload = _payload(package.path, [spec.name for spec in inputs], [spec.name for spec in outputs])
-        program = _program(payload, inputs, outputs, options)
-        path = out / ENTRY
-        write_bytes(path, bytes(serialize_pte_binary(PTEFile(program), extract_delegate_segments=True)))
-        file = read_program(path)
+    payload = _payload(package.path, [spec.name for spec in inputs], [spec.name for spec in outputs])
+    program = _program(payload, inputs, outputs, options)
+    path = out / ENTRY
+    write_bytes(path, bytes(serialize_pte_binary(PTEFile(program), extract_delegate_segments=True)))
+    file = read_program(path)
     return Artifact(
         runtime="executorch",
         delegate="coreml",
@@ -197,8 +197,7 @@ def unwrap_package(artifact: Artifact, folder: Path) -> Artifact:
     Raises:
         BadInputError: the file is damaged, or holds no Core ML package.
     """
-    with quiet():
-        payloads = delegate_data(read_program(artifact.path).program, BACKEND)
+    payloads = delegate_data(read_program(artifact.path).program, BACKEND)
     if len(payloads) != 1:
         raise BadInputError(
             f"The program has {len(payloads)} Core ML delegates.", where=artifact.path, allowed="exactly one"
