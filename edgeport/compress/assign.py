@@ -50,8 +50,8 @@ def layer_kind(module: torch.nn.Module) -> LayerKind | None:
     if isinstance(module, torch.nn.Embedding):
         return "embedding"
     if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d):
-        depthwise = module.groups > 1 and module.groups == module.in_channels
-        return "depthwise_conv" if depthwise else "conv"
+        # One input channel a filter: what backends call depthwise, also where there is only one channel at all.
+        return "depthwise_conv" if module.in_channels == module.groups else "conv"
     return None
 
 

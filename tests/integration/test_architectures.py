@@ -25,8 +25,10 @@ TARGETS = ("linux-x86_64-ort", "android-arm64-executorch", "ios18-coreml")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architecture(architecture: str, target: str, tiny_model: Callable[[str], Path], tmp_path: Path):
     recipe = load_recipe("int8")
-    # A tiny model's file is mostly graph, and a random one's classes are a coin toss: cosine is the measure.
-    gate = recipe.gate.model_copy(update={"size_ratio_max": None, "top1_agreement_min": None, "kl_max": None})
+    # A tiny model's file is mostly graph, and a random one's classes are a coin toss: cosine is the measure. An
+    # untrained conv net spreads its activations more than int8 likes (.955 on XNNPACK): a broken one is near 0.
+    loose = {"size_ratio_max": None, "top1_agreement_min": None, "kl_max": None, "cosine_min": 0.9}
+    gate = recipe.gate.model_copy(update=loose)
     result = export(
         ExportRequest(
             model=str(tiny_model(architecture)),
