@@ -218,8 +218,8 @@ class Job:
 
     @property
     def baseline_settings(self) -> LoweringSettings:
-        """The artifact's settings in full precision."""
-        return replace(self.settings, precision="fp32", ort_format=False)
+        """The artifact's settings in full precision: what the recipe fp32 makes, so that one lowering serves both."""
+        return replace(self.settings, precision="fp32")
 
     def _lower_key(self, compressed: str | None, settings: LoweringSettings) -> str:
         from edgeport.stages import stage_key
