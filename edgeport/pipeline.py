@@ -6,6 +6,7 @@ under the hash of its inputs, so a killed run resumes where it was and a repeate
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Mapping
@@ -106,6 +107,8 @@ def _lower(
         files = out / "files"
         files.mkdir()
         artifact = lower(model, job.request.target, settings, files)
+        # The exporters' graphs hold the weights and each other: without this they live on through the measurement.
+        gc.collect()
         (out / "artifact.json").write_text(canonical_json(artifact.to_json()))
 
     progress.stage(name, f"{job.request.target.runtime}, {settings.precision}")

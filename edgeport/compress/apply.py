@@ -61,6 +61,8 @@ def check_finite(module: torch.nn.Module) -> None:
 
 def set_weights(model: Model, quantized: dict[str, QuantizedTensor], assignments: tuple[Assignment, ...]) -> Model:
     """A model whose compressed weights hold their dequantised values. The given model is not changed."""
+    if not quantized:
+        return model
     module = copy.deepcopy(model.module)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
