@@ -159,12 +159,10 @@ class Job:
         if self.settings.enumerated:
             return self.settings.enumerated
         if self.settings.shapes == "fixed":
-            from edgeport.model.types import Axis
+            from edgeport.model.shapes import axes
 
-            for spec in self.model.inputs:
-                for size in spec.shape:
-                    if isinstance(size, Axis) and size.name == "sequence":
-                        return (size.example,)
+            axis = axes(self.model.inputs).get("sequence")
+            return () if axis is None else (axis.example,)
         return ()
 
     @cached_property

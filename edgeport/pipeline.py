@@ -117,7 +117,13 @@ def _lower(
 
 
 def _measure(
-    job: Job, artifact: Artifact, baseline: Artifact, model: Model, reference: Path, progress: Progress
+    job: Job,
+    artifact: Artifact,
+    baseline: Artifact,
+    model: Model,
+    reference: Path,
+    predicted_bytes: int,
+    progress: Progress,
 ) -> Path:
     """The measurements of an artifact: measurements.json, and its own outputs on the first samples."""
     from edgeport.bundle.golden import MOST_SAMPLES
@@ -126,8 +132,6 @@ def _measure(
     from edgeport.validate.evidence import DataRecord
     from edgeport.validate.run import QUICK, Effort, measure
     from edgeport.vectors import load_vectors, save_vectors
-
-    planned = make_plan(job).predicted_bytes
 
     def make(out: Path) -> None:
         inputs = load_vectors(reference / "inputs.safetensors")
@@ -140,7 +144,7 @@ def _measure(
             logical=model.quantized,
             data=DataRecord(**read_json(reference / "record.json")),
             baseline=baseline,
-            predicted_bytes=planned,
+            predicted_bytes=predicted_bytes,
             effort=QUICK if job.request.quick else Effort(),
             watch=progress.update,
         )
@@ -185,7 +189,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     model, compressed = _compress(job, progress)
     artifact = _lower("lower", job.lower_key, model, job, job.settings, progress)
     baseline = _lower("baseline", job.baseline_key, job.model, job, job.baseline_settings, progress)
-    measured = _measure(job, artifact, baseline, model, reference, progress)
+    measured = _measure(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
     progress.stage("bundle", str(request.output))
     measurements = Measurements(**read_json(measured / "measurements.json"))
