@@ -60,7 +60,7 @@ class ExportRequest:
         model: a reference as `edgeport.model.load.load_model` takes it.
         output: the bundle's folder.
         shapes: None takes the target's default.
-        sequence: fixed length of the sequence axis, for fixed shapes.
+        sequence: length of the sequence axis that is fixed, or traced with; above the target's limit it moves the limit.
         enumerated: lengths of the sequence axis to enumerate (Core ML).
         samples: real inputs to compare on; a model with large outputs uses fewer.
         quick: a short latency run, flagged not valid.
@@ -260,6 +260,8 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
         model = with_axis(model, "sequence", request.sequence)
     if request.target.max_batch is not None:
         model = with_limit(model, "batch", request.target.max_batch)
+    if request.target.max_sequence is not None:
+        model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
     check_settings(model, request.target, settings)
     return Job(request, model, assign(model, request.recipe, request.target), settings)

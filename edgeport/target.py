@@ -119,6 +119,9 @@ class Target(Strict):
     max_batch: int | None = Field(
         default=None, ge=1, description="largest batch, where the runtime plans its memory for the largest shapes"
     )
+    max_sequence: int | None = Field(
+        default=None, ge=1, description="longest sequence, for the same reason; `--sequence` may ask for more"
+    )
     weights: Weights
     activations: Activations
     scales: ScaleStorage = ScaleStorage()

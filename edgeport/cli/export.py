@@ -64,7 +64,12 @@ def export(
         Shapes | None, typer.Option(help="Fixed or dynamic input shapes.", show_default="the target's own")
     ] = None,
     sequence: Annotated[
-        int | None, typer.Option(min=1, help="Length of the sequence axis, for fixed shapes.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the sequence axis; shapes are then fixed unless --shapes dynamic.",
+            show_default=False,
+        ),
     ] = None,
     enumerate_: Annotated[
         str | None,
