@@ -60,7 +60,7 @@ class ExportRequest:
         model: a reference as `edgeport.model.load.load_model` takes it.
         output: the bundle's folder.
         shapes: None takes the target's default.
-        sequence: length of the sequence axis that is fixed, or traced with; above the target's limit it moves the limit.
+        sequence: length of the sequence axis, fixed or traced with; it moves the limit that the target sets.
         enumerated: lengths of the sequence axis to enumerate (Core ML).
         samples: real inputs to compare on; a model with large outputs uses fewer.
         quick: a short latency run, flagged not valid.

@@ -96,16 +96,17 @@ def traced(model: Model) -> Any:
 def export_executorch(model: Model, target: Target, out: Path) -> None:
     """torch.export, then ExecuTorch with its XNNPACK partitioner."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
     if model.huggingface:
         model.module.set_attn_implementation("eager")
     config = EdgeCompileConfig(_check_ir_validity=False)
     edge = to_edge_transform_and_lower(traced(model), partitioner=[XnnpackPartitioner()], compile_config=config)
-    (out / "model.pte").write_bytes(edge.to_executorch().buffer)
+    fuse = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
+    (out / "model.pte").write_bytes(edge.to_executorch(fuse).buffer)
 
 
-def export_coreml(model: Model, target: Target, out: Path) -> None:
+def converted_coreml(model: Model, target: Target) -> Any:
     """torch.export, the decompositions that stock Hugging Face masks need, then coremltools."""
     import coremltools
     import torch
@@ -118,18 +119,94 @@ def export_coreml(model: Model, target: Target, out: Path) -> None:
         aten.new_ones.default: lambda x, size, dtype=None, **_: torch.full(size, 1, dtype=dtype or x.dtype),
     }
     program = traced(model).run_decompositions(decompositions)
-    converted = coremltools.convert(
+    return coremltools.convert(
         program,
         minimum_deployment_target=coremltools.target[target.coreml.minimum_deployment_target],
         skip_model_load=True,
     )
-    converted.save(str(out / "model.mlpackage"))
+
+
+def export_coreml(model: Model, target: Target, out: Path) -> None:
+    """coremltools alone."""
+    converted_coreml(model, target).save(str(out / "model.mlpackage"))
+
+
+def export_onnx_int8(model: Model, target: Target, out: Path) -> None:
+    """The exporter's file through onnxruntime's dynamic quantizer."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    export_onnx(model, target, out)
+    (plain,) = out.glob("*.onnx")
+    program = onnx.load(plain)
+    # The quantizer infers the shapes again, and refuses to where the exporter's own differ.
+    del program.graph.value_info[:]
+    onnx.save(program, plain)
+    quantize_dynamic(
+        plain,
+        out / "int8.onnx",
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm", "Gather", "Conv"],
+    )
+    for file in [*out.glob(f"{plain.name}*")]:
+        file.unlink()
+
+
+def export_executorch_int8(model: Model, target: Target, out: Path) -> None:
+    """torchao's 8-bit dynamic weights for transformers; PT2E with XNNPACK's quantizer for convolutions."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    if model.huggingface:
+        import executorch.kernels.quantized  # noqa: F401  # the embedding's kernel
+        import torch
+        from torchao.quantization import quantize_
+        from torchao.quantization.granularity import PerAxis
+        from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+
+        def embedding(module: torch.nn.Module, _name: str) -> bool:
+            return isinstance(module, torch.nn.Embedding)
+
+        for layer in model.module.modules():
+            if isinstance(layer, torch.nn.Embedding):
+                layer.padding_idx = None
+        quantize_(model.module, IntxWeightOnlyConfig(torch.int8, PerAxis(0)), embedding)
+        quantize_(model.module, Int8DynamicActivationIntxWeightConfig(torch.int8, PerAxis(0)))
+        export_executorch(model, target, out)
+        return
+    import executorch.backends.xnnpack.quantizer.xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(traced(model).module(), quantizer)
+    prepared(**model.example)
+    import torch
+
+    program = torch.export.export(convert_pt2e(prepared), (), dict(model.example))
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
+    (out / "model.pte").write_bytes(edge.to_executorch().buffer)
+
+
+def export_coreml_int8(model: Model, target: Target, out: Path) -> None:
+    """The exporter's package through coremltools' weight quantizer."""
+    import coremltools.optimize.coreml as optimize
+
+    converted = converted_coreml(model, target)
+    config = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric"))
+    optimize.linear_quantize_weights(converted, config).save(str(out / "model.mlpackage"))
 
 
 EXPORTERS: dict[str, Callable[[Model, Target, Path], None]] = {
     "onnx": export_onnx,
     "executorch": export_executorch,
     "coreml": export_coreml,
+}
+INT8_EXPORTERS: dict[str, Callable[[Model, Target, Path], None]] = {
+    "onnx": export_onnx_int8,
+    "executorch": export_executorch_int8,
+    "coreml": export_coreml_int8,
 }
 
 
@@ -147,6 +224,8 @@ def convert_here(model_reference: str, backend: str, variant: str) -> Cost:
         cpu, wall = time.process_time(), time.perf_counter()
         if variant == "exporter":
             EXPORTERS[backend](model, target, out)
+        elif variant == "exporter int8":
+            INT8_EXPORTERS[backend](model, target, out)
         else:
             edgeport(model, target, variant.removeprefix("edgeport "), out)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -167,9 +246,18 @@ def median(costs: list[Cost]) -> Cost:
     return Cost(**{name: statistics.median(asdict(cost)[name] for cost in costs) for name in asdict(costs[0])})
 
 
+def ratios(cost: Cost, other: Cost) -> dict[str, float]:
+    """A cost relative to another."""
+    return {
+        "cpu": cost.cpu_s / other.cpu_s,
+        "wall": cost.wall_s / other.wall_s,
+        "peak": cost.peak_mb / other.peak_mb,
+    }
+
+
 def compare(model: str, backend: str, repeats: int, recipes: list[str]) -> list[dict[str, Any]]:
     """Rows of the table: the exporter alone, then edgeport with each recipe and its ratios."""
-    variants = ["exporter", *(f"edgeport {recipe}" for recipe in recipes)]
+    variants = ["exporter", "exporter int8", *(f"edgeport {recipe}" for recipe in recipes)]
     costs: dict[str, list[Cost]] = {variant: [] for variant in variants}
     for repeat in range(repeats):
         # The order turns round each time, so that no variant always comes first.
@@ -180,12 +268,17 @@ def compare(model: str, backend: str, repeats: int, recipes: list[str]) -> list[
     rows = []
     for variant in variants:
         cost = median(costs[variant])
-        ratios = {
-            "cpu": cost.cpu_s / alone.cpu_s,
-            "wall": cost.wall_s / alone.wall_s,
-            "peak": cost.peak_mb / alone.peak_mb,
-        }
-        rows.append({"model": model, "backend": backend, "variant": variant, **asdict(cost), "ratio": ratios})
+        quantizes = variant not in ("exporter", "edgeport fp32", "edgeport fp16")
+        rows.append(
+            {
+                "model": model,
+                "backend": backend,
+                "variant": variant,
+                **asdict(cost),
+                "ratio": ratios(cost, alone),
+                "ratio_to_like": ratios(cost, median(costs["exporter int8"]) if quantizes else alone),
+            }
+        )
     return rows
 
 
@@ -211,12 +304,15 @@ def main() -> None:
     if options.json:
         print(json.dumps({"goal": GOAL, "repeats": options.repeats, "rows": rows}, indent=2))
         return
+    print("Ratios are to the exporter that makes the same precision, and in brackets to the plain exporter.\n")
     print("| model | backend | variant | CPU s | wall s | peak MB | file MB | CPU ratio | peak ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['model']} | {row['backend']} | {row['variant']} | {row['cpu_s']:.1f} | {row['wall_s']:.1f} "
-            f"| {row['peak_mb']:.0f} | {row['file_mb']:.1f} | {row['ratio']['cpu']:.2f} | {row['ratio']['peak']:.2f} |"
+            f"| {row['peak_mb']:.0f} | {row['file_mb']:.1f} "
+            f"| {row['ratio_to_like']['cpu']:.2f} ({row['ratio']['cpu']:.2f}) "
+            f"| {row['ratio_to_like']['peak']:.2f} ({row['ratio']['peak']:.2f}) |"
         )
 
 

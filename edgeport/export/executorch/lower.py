@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
-from edgeport.export.executorch.delegates import delegates_built_once
+from edgeport.export.executorch.faster import code_made_when_run, delegates_built_once
 from edgeport.export.executorch.native import NativeWeight
 from edgeport.export.executorch.program import export_program, exporter_patches, first_line
 from edgeport.export.executorch.pte import (
@@ -25,7 +27,6 @@ from edgeport.export.executorch.sharing import share_segments
 from edgeport.export.executorch.weights import same_weight
 from edgeport.model.types import Model, TensorSpec
 from edgeport.quantized import QuantizedTensor
-from edgeport.storage import write_bytes
 from edgeport.target import Target
 
 if TYPE_CHECKING:
@@ -71,14 +72,14 @@ def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple
     try:
         apply_fx_program_fixes("executorch", program)
         apply_fx_node_fixes("executorch", program.graph_module)
-        edge = to_edge_transform_and_lower(
-            program,
-            transform_passes=get_transform_passes(),
-            partitioner=[XnnpackPartitioner()],
-            compile_config=get_xnnpack_edge_compile_config(),
-        )
-        delegation = _delegation(edge)
-        with delegates_built_once():
+        with code_made_when_run(), delegates_built_once():
+            edge = to_edge_transform_and_lower(
+                program,
+                transform_passes=get_transform_passes(),
+                partitioner=[XnnpackPartitioner()],
+                compile_config=get_xnnpack_edge_compile_config(),
+            )
+            delegation = _delegation(edge)
             return edge.to_executorch(ExecutorchBackendConfig()), delegation
     except Exception as error:
         raise TargetRefusesError(
@@ -178,16 +179,26 @@ def place_weights(quantized: Mapping[str, QuantizedTensor], file: Any) -> dict[s
 
 
 def _delegation(edge: Any) -> dict[str, Any]:
-    """Counts of graph nodes inside and outside of delegates; tuple accesses are not counted."""
-    from executorch.devtools.backend_debug import get_delegation_info
+    """Counts of graph nodes inside and outside of delegates; tuple accesses are not counted.
 
-    info = get_delegation_info(edge.exported_program().graph_module)
-    rows = {name: row for name, row in info.delegation_by_operator.items() if name != "getitem"}
-    outside = Counter({name: row.non_delegated for name, row in rows.items() if row.non_delegated})
+    `executorch.devtools` has such a count, but importing it takes 50 MB for pandas.
+    """
+    from executorch.exir.backend.utils import get_delegates, get_non_lowered_nodes
+
+    program = edge.exported_program().graph_module
+    delegates = get_delegates(program.graph)
+
+    def counted(nodes: Iterable[torch.fx.Node]) -> Counter[str]:
+        # A node is named after its operator, with a number behind it from the second on.
+        names = [re.sub(r"_\d+$", "", node.name) for node in nodes if node.op == "call_function"]
+        return Counter(name for name in names if name != "getitem")
+
+    inside = [getattr(program, str(node.target)).original_module.graph.nodes for node in delegates]
+    outside = counted(get_non_lowered_nodes(program.graph))
     return {
-        "delegates": info.num_delegated_subgraphs,
-        "delegated_nodes": sum(row.delegated for row in rows.values()),
-        "non_delegated_nodes": sum(outside.values()),
+        "delegates": len(delegates),
+        "delegated_nodes": sum(counted(nodes).total() for nodes in inside),
+        "non_delegated_nodes": outside.total(),
         "outside_delegates": dict(sorted(outside.items())),
     }
 
@@ -217,7 +228,12 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         used = used_weights(program, model)
         lowered, delegation = _lower_program(program, model)
         path = out / ENTRY
-        write_bytes(path, share_segments(bytes(lowered.buffer)))
+        with path.open("wb") as stream:
+            lowered.write_to_file(stream)
+        # Both hold every weight; what follows needs the file only.
+        del program, lowered
+        gc.collect()
+        share_segments(path)
         file = read_program(path)
         _check_kernels(operators(file.program), model)
         _check_runs(path, model)

@@ -53,7 +53,8 @@ def read_program(path: Path) -> Any:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
-        return deserialize_pte_binary(path.read_bytes())
+        # A view: each segment would be a copy otherwise.
+        return deserialize_pte_binary(memoryview(path.read_bytes()))
     except OSError as error:
         raise BadInputError(f"The file can't be read: {error.strerror}.", where=path) from error
     except Exception as error:

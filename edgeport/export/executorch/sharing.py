@@ -8,7 +8,11 @@ overlap: where named data equals a constant, byte for byte, its segment is point
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Any
+
+from edgeport.storage import write_bytes
 
 SEGMENT_ALIGNMENT = 128
 """As executorch's own writer aligns segments in a file."""
@@ -21,43 +25,55 @@ def _pad(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def share_segments(data: bytes) -> bytes:
-    """The same program, with named data that equals a constant stored as that constant.
+def share_segments(path: Path) -> None:
+    """Store the named data of a .pte file that equals one of its constants as that constant, in place.
 
-    Args:
-        data: a .pte file; without such duplicates it comes back as it is.
+    A program without such duplicates is left as it is. The file is mapped, not read: it is as large as the model.
     """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        smaller = _shared(data)
+    if smaller is not None:
+        write_bytes(path, smaller)
+
+
+def _shared(data: mmap.mmap) -> bytes | None:
+    """The smaller program, or None when nothing in it is stored twice."""
     from executorch.exir._serialize import _program as writer
     from executorch.exir.schema import DataSegment
 
-    header = writer._get_extended_header(data)
+    header = writer._get_extended_header(data[: 8 + writer._ExtendedHeader.EXPECTED_LENGTH])
     if header is None:
-        return data
+        return None
     program = writer._flatbuffer_to_program(data[: header.program_size])
-    base = header.segment_base_offset
-    segments = [data[base + s.offset : base + s.offset + s.size] for s in program.segments]
     if not program.constant_segment.offsets or not program.named_data:
-        return data
+        return None
+    starts = [header.segment_base_offset + segment.offset for segment in program.segments]
     home = program.constant_segment.segment_index
     shared: dict[int, int] = {}
-    for index in {entry.segment_index for entry in program.named_data}:
-        for start in program.constant_segment.offsets:
-            if len(segments[index]) >= LEAST_BYTES and segments[home].startswith(segments[index], start):
-                shared[index] = start
+    for index in sorted({entry.segment_index for entry in program.named_data}):
+        size = program.segments[index].size
+        if size < LEAST_BYTES:
+            continue
+        content = data[starts[index] : starts[index] + size]
+        for offset in program.constant_segment.offsets:
+            first = starts[home] + offset
+            # The first bytes tell most of them apart without a copy of the rest.
+            if data[first : first + 64] == content[:64] and data[first : first + size] == content:
+                shared[index] = offset
     if not shared:
-        return data
+        return None
     end, body = 0, bytearray()
     places: list[DataSegment] = []
-    for index, content in enumerate(segments):
+    for index, segment in enumerate(program.segments):
         if index in shared:
-            places.append(DataSegment(offset=-1, size=len(content)))
+            places.append(DataSegment(offset=-1, size=segment.size))
             continue
         body.extend(b"\0" * (end - len(body)))
-        places.append(DataSegment(offset=end, size=len(content)))
-        body.extend(content)
-        end = _pad(end + len(content), SEGMENT_ALIGNMENT)
-    for index, start in shared.items():
-        places[index].offset = places[home].offset + start
+        places.append(DataSegment(offset=end, size=segment.size))
+        body.extend(data[starts[index] : starts[index] + segment.size])
+        end = _pad(end + segment.size, SEGMENT_ALIGNMENT)
+    for index, offset in shared.items():
+        places[index].offset = places[home].offset + offset
     program.segments = places
     return _join(writer, program, bytes(body))
 
