@@ -1,15 +1,21 @@
 """The names of weight and activation formats, as recipes ask for them and targets offer them.
 
-`float` leaves a weight as it is, stored at the recipe's precision. `int8` is symmetric, one scale a
-channel; `int4_g32` is symmetric, one scale every 32 weights of a channel. Widths 2 to 8 and any group
-size parse; what runs is for a target to say.
+========= ===================================================================================
+float     as it is, stored at the recipe's precision
+intB      B-bit integers, symmetric (no zero point), one scale a channel
+uintB     B-bit integers with a zero point beside each scale (asymmetric)
+lutB      B-bit indices into a palette of 2**B values, one palette a weight
+========= ===================================================================================
+
+`_gG` behind `intB` and `uintB` means one scale (and zero point) every G weights of a channel; behind `lutB`
+one palette every G channels. Widths 2 to 8 and any group size parse; what runs is for a target to say.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from edgeport.errors import BadInputError
 
@@ -19,8 +25,14 @@ LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "conv", "depthwise_
 ActivationFormat = Literal["float", "dynamic_int8"]
 ACTIVATION_FORMATS: tuple[ActivationFormat, ...] = ("float", "dynamic_int8")
 
-_PATTERN = re.compile(r"int([2-8])(?:_g([1-9][0-9]*))?")
-ALLOWED = "float, intB (one scale a channel) or intB_gG (one scale every G weights), with B from 2 to 8"
+Scheme = Literal["float", "int", "uint", "lut"]
+
+_PATTERN = re.compile(r"(int|uint|lut)([2-8])(?:_g([1-9][0-9]*))?")
+ALLOWED = (
+    "float, intB (symmetric, one scale a channel), uintB (with zero points), lutB (a palette), "
+    "each also as intB_gG, uintB_gG (one scale every G weights), lutB_gG (one palette every G channels), "
+    "with B from 2 to 8"
+)
 
 
 @dataclass(frozen=True)
@@ -29,18 +41,26 @@ class WeightFormat:
 
     Attributes:
         name: as written, for example `int4_g32`.
-        bits: 2 to 8 for integers, 32 for `float`.
-        group_size: weights that share a scale; None means a whole channel.
+        scheme: what the codes stand for.
+        bits: 2 to 8 for codes, 32 for `float`.
+        group_size: weights of a channel that share a scale, or channels that share a palette; None means all.
     """
 
     name: str
+    scheme: Scheme
     bits: int
     group_size: int | None
 
     @property
     def quantized(self) -> bool:
-        """Stored as integer codes and scales."""
-        return self.name != "float"
+        """Stored as codes."""
+        return self.scheme != "float"
+
+    def fits(self, channels: int, columns: int) -> bool:
+        """A weight of `channels` x `columns` can be cut into these groups."""
+        if self.group_size is None:
+            return True
+        return (channels if self.scheme == "lut" else columns) % self.group_size == 0
 
     @classmethod
     def parse(cls, name: str) -> WeightFormat:
@@ -50,8 +70,8 @@ class WeightFormat:
             BadInputError: it is no format's name.
         """
         if name == "float":
-            return cls(name, 32, None)
+            return cls(name, "float", 32, None)
         match = _PATTERN.fullmatch(name)
         if match is None:
             raise BadInputError(f"{name!r} is no weight format.", allowed=ALLOWED)
-        return cls(name, int(match[1]), int(match[2]) if match[2] else None)
+        return cls(name, cast(Scheme, match[1]), int(match[2]), int(match[3]) if match[3] else None)

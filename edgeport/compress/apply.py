@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeport.compress.assign import Assignment, assign
+from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
@@ -122,13 +123,8 @@ def apply_recipe(
     quantized: dict[str, QuantizedTensor] = {}
     for index, item in enumerate(assignments):
         if item.format.quantized and step is not None:
-            quantized[item.name] = quantize_rtn(
-                parameters[item.name],
-                bits=item.format.bits,
-                group_size=item.format.group_size,
-                scale_dtype=item.scale_dtype,
-                scale_search=step.scale_search,
-            )
+            grid = Grid(item.format.bits, item.format.group_size, item.format.scheme == "int", item.scale_dtype)
+            quantized[item.name] = quantize_rtn(parameters[item.name], grid, scale_search=step.scale_search)
         if progress is not None:
             progress(index + 1, len(assignments))
     return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized)

@@ -72,12 +72,9 @@ def compressible(module: torch.nn.Module) -> dict[str, tuple[tuple[LayerKind, ..
     return {name: (tuple(kinds), tuple(names)) for name, (kinds, names) in found.items()}
 
 
-def _fits(format_name: str, columns: int) -> bool:
-    size = WeightFormat.parse(format_name).group_size
-    return size is None or columns % size == 0
-
-
-def _choose(step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str, columns: int) -> str:
+def _choose(
+    step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str, shape: tuple[int, int]
+) -> str:
     """The first format that the recipe asks for and the target takes, for every kind that uses the weight."""
     wanted = step.formats(kinds[0])
     taken = [f for f in wanted if all(f in target.weight_formats(kind) for kind in kinds)]
@@ -89,7 +86,7 @@ def _choose(step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], 
             allowed=f"{kinds[0]} weights in {', '.join(offered)}",
             next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
         )
-    fitting = [f for f in taken if _fits(f, columns)]
+    fitting = [f for f in taken if WeightFormat.parse(f).fits(*shape)]
     return fitting[0] if fitting else "float"
 
 
@@ -148,10 +145,10 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
             if any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in step.exclude):
                 reason = "excluded by the recipe"
             else:
-                format_name = _choose(step, target, kinds, name, columns)
+                format_name = _choose(step, target, kinds, name, (shape[0], columns))
                 reason = "first format of the recipe that the target takes"
-                if format_name == "float" and not _fits(step.formats(kinds[0])[0], columns):
-                    reason = f"{columns} weights a channel can't be cut into the groups asked for"
+                if format_name == "float" and not WeightFormat.parse(step.formats(kinds[0])[0]).fits(shape[0], columns):
+                    reason = f"{shape[0]} channels of {columns} weights can't be cut into the groups asked for"
                 elif format_name == "float":
                     reason = f"the target takes no integer {kinds[0]} weights"
         weight_format = WeightFormat.parse(format_name)

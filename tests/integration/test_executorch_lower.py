@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from edgeport.compress import apply_recipe
+from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
@@ -474,7 +475,7 @@ def test_convolution_of_one_channel_is_refused_by_name(tmp_path: Path):
     model = make_model(OneChannel(), {"x": torch.randn(1, 1, 8, 8)}, {"x": (1, 1, 8, 8)}, {"y": (1, 8, 6, 6)})
     assert not compress(model, "int8").quantized, "XNNPACK's own targets leave it in float"
     # A target of the user's own may claim that it can be done.
-    weight = quantize_rtn(model.module.conv.weight, bits=8, group_size=None)
+    weight = quantize_rtn(model.module.conv.weight, Grid(bits=8, group_size=None))
     forced = replace(model, quantized={"conv.weight": weight}, activations={"conv.weight": "dynamic_int8"})
     with pytest.raises(TargetRefusesError) as refusal:
         lower_to(forced, tmp_path / "out")

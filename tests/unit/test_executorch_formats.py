@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import BadInputError
 from edgeport.export.executorch.folder import flatten_folder, unflatten_folder
@@ -38,7 +39,7 @@ def test_unpacking_undoes_packing(swapped: bool):
 
 
 def test_native_weight_shows_the_parameter_it_replaces():
-    tensor = quantize_rtn(torch.randn(4, 64), bits=4, group_size=32, scale_dtype="bfloat16")
+    tensor = quantize_rtn(torch.randn(4, 64), Grid(bits=4, group_size=32, scale_dtype="bfloat16"))
     weight = native_weight("layer.weight", tensor)
     assert (weight.shape, weight.dtype) == (torch.Size([4, 64]), torch.float32)
     assert weight.detach().codes.data_ptr() == tensor.codes.data_ptr()

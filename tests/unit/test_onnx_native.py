@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact
@@ -86,7 +87,7 @@ def test_dynamic_linear_multiplies_per_token_codes(tmp_path: Path, bias: bool) -
     x[0, 2] = np.abs(x[0, 2]) + 5  # no value near zero
     x[1, 1] *= 1000  # an outlier token, which must not coarsen the others
     b = np.linspace(-1, 1, 24, dtype=np.float32) if bias else None
-    tensor = quantize_rtn(weight, bits=8, group_size=None)
+    tensor = quantize_rtn(weight, Grid(bits=8, group_size=None))
     y, stored, _ = write_and_run(tmp_path, one_layer("Linear", x, weight, b), tensor, "dynamic_int8", x)
     assert_same_weight(stored, tensor)
     expected = quantize_tokens(x.astype(np.float64)) @ dequantize(tensor).double().numpy().T + (0 if b is None else b)
@@ -103,7 +104,7 @@ def test_weight_only_int8_is_exact(tmp_path: Path, op_type: str) -> None:
         weight, x = torch.randn(8, 3, 3, 3), np.random.default_rng(0).standard_normal((2, 3, 9, 9), np.float32)
     if op_type == "Gather":
         x = np.array([[3, 0, 23]])
-    tensor = quantize_rtn(weight, bits=8, group_size=None)
+    tensor = quantize_rtn(weight, Grid(bits=8, group_size=None))
     y, stored, _ = write_and_run(tmp_path, one_layer(op_type, x, weight), tensor, "float", x)
     assert_same_weight(stored, tensor)
     full = dequantize(tensor)
@@ -121,7 +122,7 @@ def test_int4_is_two_codes_a_byte(tmp_path: Path, op_type: str) -> None:
     weight, x = weight_and_rows(48, 96)  # three groups a row: an odd count
     if op_type == "Gather":
         x = np.array([[3, 0, 47]])
-    tensor = quantize_rtn(weight, bits=4, group_size=32)
+    tensor = quantize_rtn(weight, Grid(bits=4, group_size=32))
     y, stored, size = write_and_run(tmp_path, one_layer(op_type, x, weight), tensor, "float", x)
     assert_same_weight(stored, tensor)
     full = dequantize(tensor)
@@ -143,7 +144,7 @@ def test_nibbles() -> None:
 @pytest.mark.parametrize(("bits", "group_size"), [(3, 32), (8, 32), (4, None), (4, 24)])
 def test_formats_without_a_native_form(tmp_path: Path, bits: int, group_size: int | None) -> None:
     weight, x = weight_and_rows(24, 96)
-    tensor = quantize_rtn(weight, bits=bits, group_size=group_size)
+    tensor = quantize_rtn(weight, Grid(bits=bits, group_size=group_size))
     with pytest.raises(TargetRefusesError, match=f"no native form for {bits}-bit") as caught:
         write_and_run(tmp_path, one_layer("Linear", x, weight), tensor, "float", x)
     assert caught.value.where == "layer.weight"
@@ -151,7 +152,7 @@ def test_formats_without_a_native_form(tmp_path: Path, bits: int, group_size: in
 
 def test_zero_points_have_no_native_form(tmp_path: Path) -> None:
     weight, x = weight_and_rows(24, 64)
-    tensor = quantize_rtn(weight, bits=8, group_size=None)
+    tensor = quantize_rtn(weight, Grid(bits=8, group_size=None))
     shifted = QuantizedTensor(tensor.codes, tensor.scale, torch.ones(24, 1, dtype=torch.int8), 8, 64)
     with pytest.raises(TargetRefusesError, match="zero points"):
         write_and_run(tmp_path, one_layer("Linear", x, weight), shifted, "float", x)
@@ -159,6 +160,6 @@ def test_zero_points_have_no_native_form(tmp_path: Path) -> None:
 
 def test_int4_convolution_is_refused(tmp_path: Path) -> None:
     weight, x = torch.randn(8, 32, 1, 1), np.zeros((1, 32, 4, 4), np.float32)
-    tensor = quantize_rtn(weight, bits=4, group_size=32)
+    tensor = quantize_rtn(weight, Grid(bits=4, group_size=32))
     with pytest.raises(TargetRefusesError, match="Conv"):
         write_and_run(tmp_path, one_layer("Conv", x, weight), tensor, "float", x)
