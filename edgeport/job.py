@@ -181,7 +181,9 @@ class Job:
 
         rows = [asdict(item) for item in self.assignments]
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
-        return stage_key("compress", {"model": self.model_key, "assignments": rows, "steps": steps})
+        tuned = self.request.recipe.calibration.model_dump() if self.request.recipe.calibrates else None
+        values = {"model": self.model_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        return stage_key("compress", values)
 
     @cached_property
     def lower_key(self) -> str:

@@ -81,14 +81,18 @@ def _reference(job: Job, progress: Progress) -> Path:
 def _compress(job: Job, progress: Progress) -> tuple[Model, Path]:
     """The compressed model, and the folder it is stored in."""
     from edgeport.compress import apply_recipe
+    from edgeport.compress.calibrate import calibration_samples
     from edgeport.compress.saved import load_compressed, save_compressed
     from edgeport.stages import run_stage
 
     request = job.request
 
     def make(out: Path) -> None:
-        model, records = apply_recipe(job.model, request.recipe, request.target, progress=progress.update)
-        save_compressed(out, model, records)
+        tuned = calibration_samples(job.model, request.recipe) if request.recipe.calibrates else None
+        model, records = apply_recipe(
+            job.model, request.recipe, request.target, calibration=tuned, progress=progress.update
+        )
+        save_compressed(out, model, records, None if tuned is None else tuned.record)
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)
@@ -168,7 +172,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     from edgeport.bundle.golden import MOST_SAMPLES, Golden
     from edgeport.bundle.write import Contents, check_destination, write_bundle
     from edgeport.compress.apply import check_finite
-    from edgeport.compress.saved import load_records
+    from edgeport.compress.saved import load_calibration, load_records
     from edgeport.gate import conclude
     from edgeport.report import render_report
     from edgeport.stages import toolchain_versions
@@ -201,6 +205,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         settings=job.settings,
         artifact=artifact,
         layers=load_records(compressed),
+        calibration=load_calibration(compressed),
         golden=Golden(
             inputs=tuple(load_vectors(reference / "inputs.safetensors")[:MOST_SAMPLES]),
             outputs=tuple(load_vectors(reference / "outputs.safetensors")[:MOST_SAMPLES]),

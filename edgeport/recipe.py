@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,23 +20,19 @@ from edgeport.schema import Strict, read_toml
 RECIPES = PACKAGE / "recipes"
 
 
-class RoundToNearest(Strict):
-    """`method = "rtn"`: every weight to its nearest code.
+class Quantize(Strict):
+    """What every method that quantizes weights is told.
 
     Each layer kind names one weight format, or several in order of preference: the first that the
     target takes is used. When it takes none of them the export is refused.
     """
 
-    method: Literal["rtn"]
     linear: tuple[str, ...] = ("float",)
     embedding: tuple[str, ...] = ("float",)
     conv: tuple[str, ...] = ("float",)
     depthwise_conv: tuple[str, ...] = ("float",)
     activations: tuple[ActivationFormat, ...] = Field(
         default=("float",), description="preferred activation formats of quantized layers, best first"
-    )
-    scale_search: bool = Field(
-        default=True, description="pick each scale for the least squared error instead of the largest weight"
     )
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of weight names to leave alone")
 
@@ -59,6 +55,41 @@ class RoundToNearest(Strict):
         """The weight formats asked for a layer kind, best first."""
         value: tuple[str, ...] = getattr(self, kind)
         return value
+
+
+class RoundToNearest(Quantize):
+    """`method = "rtn"`: every weight to its nearest code. No data is needed."""
+
+    method: Literal["rtn"]
+    scale_search: bool = Field(
+        default=True, description="pick each scale for the least squared error instead of the largest weight"
+    )
+
+
+class Gptq(Quantize):
+    """`method = "gptq"`: round a column, let the columns that follow make up for it. Needs calibration data."""
+
+    method: Literal["gptq"]
+    act_order: bool = Field(
+        default=True, description="columns with the largest inputs first; the groups stay as they are"
+    )
+    damping: float = Field(default=0.01, gt=0, le=1, description="added to the diagonal, relative to its mean")
+    refine: int = Field(
+        default=2, ge=0, le=20, description="rounds of coordinate descent over scales and codes afterwards"
+    )
+
+
+Step = Annotated[RoundToNearest | Gptq, Field(discriminator="method")]
+
+
+class Calibration(Strict):
+    """Real inputs that methods tune on; they never overlap with those that evidence is measured on.
+
+    Attributes:
+        samples: how many inputs.
+    """
+
+    samples: int = Field(default=64, ge=1)
 
 
 class Lowering(Strict):
@@ -99,7 +130,8 @@ class Recipe(Strict):
     schema_version: Literal[1] = 1
     name: str
     summary: str
-    compress: tuple[RoundToNearest, ...] = ()
+    compress: tuple[Step, ...] = ()
+    calibration: Calibration = Calibration()
     lower: Lowering = Lowering()
     gate: Budgets
 
@@ -107,6 +139,23 @@ class Recipe(Strict):
     def compresses(self) -> bool:
         """At least one step may change weights."""
         return bool(self.compress)
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The step that quantizes, if there is one."""
+        return next((step for step in self.compress if isinstance(step, Quantize)), None)
+
+    @property
+    def calibrates(self) -> bool:
+        """A step needs real inputs."""
+        return any(step.method != "rtn" for step in self.compress)
+
+    @field_validator("compress")
+    @classmethod
+    def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        if sum(isinstance(step, Quantize) for step in value) > 1:
+            raise ValueError("a recipe quantizes once; merge the steps")
+        return value
 
 
 def recipe_names() -> list[str]:
@@ -146,7 +195,10 @@ def load_recipe(reference: str) -> Recipe:
 __all__ = [
     "LAYER_KINDS",
     "Budgets",
+    "Calibration",
+    "Gptq",
     "Lowering",
+    "Quantize",
     "Recipe",
     "RoundToNearest",
     "load_recipe",

@@ -100,7 +100,9 @@ class LayerEntry(Strict):
     activation: str
     bytes_before: int
     bytes_after: int
+    method: str
     relative_error: float
+    output_error: float | None
     tied: tuple[str, ...]
     reason: str
     sha256: str | None
@@ -129,6 +131,7 @@ class Manifest(Strict):
         layers: what compression did to each compressible weight.
         weights: for each compressed parameter, its name in the file.
         data: the inputs that parity was measured on.
+        calibration: the inputs that methods were tuned on; None where none needed any.
         toolchain: versions of the packages that decide what the files contain.
         facts: what lowering did: opset, operators, delegated nodes.
         report_shell_sha256: of report.html with the bytes of evidence.json cut out.
@@ -154,6 +157,7 @@ class Manifest(Strict):
     image: ImageEntry | None = None
     labels: tuple[str, ...] = ()
     data: DataRecord
+    calibration: DataRecord | None = None
     toolchain: dict[str, str]
     facts: dict[str, Any]
     report_shell_sha256: str | None = None

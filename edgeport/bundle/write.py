@@ -36,9 +36,11 @@ from edgeport.bundle.manifest import (
 )
 from edgeport.errors import BadInputError
 from edgeport.storage import canonical_json, hash_bytes, hash_file, list_files, new_folder, tree_size
+from edgeport.validate.evidence import DataRecord
 
 if TYPE_CHECKING:
     from edgeport.compress.apply import LayerRecord
+    from edgeport.data.samples import SampleRecord
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.recipe import Recipe
@@ -67,6 +69,7 @@ class Contents:
         golden: golden vectors; the first few samples are kept.
         evidence: what was measured on `artifact`.
         toolchain: versions of the packages that decide what the files contain.
+        calibration: the inputs that methods were tuned on, if any.
     """
 
     model: Model
@@ -78,6 +81,7 @@ class Contents:
     golden: Golden
     evidence: Evidence
     toolchain: Mapping[str, str]
+    calibration: SampleRecord | None = None
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -175,7 +179,7 @@ def _files(folder: Path) -> dict[str, FileEntry]:
 
 def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
     """The manifest of a bundle with these files, still without the hash of its report."""
-    model, artifact = contents.model, contents.artifact
+    model, artifact, tuned = contents.model, contents.artifact, contents.calibration
     return Manifest(
         name=model.name,
         task=model.task,
@@ -196,6 +200,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         image=None if model.image is None else ImageEntry.model_validate(asdict(model.image)),
         labels=model.labels,
         data=contents.evidence.data,
+        calibration=None if tuned is None else DataRecord.model_validate(asdict(tuned)),
         toolchain=dict(contents.toolchain),
         facts=dict(artifact.facts),
     )

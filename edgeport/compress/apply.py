@@ -9,12 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeport.compress.assign import Assignment, assign
+from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.grid import Grid
+from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
+from edgeport.compress.sequential import quantize_in_sequence
+from edgeport.compress.statistics import Moments, output_error
+from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
-from edgeport.quantized import QuantizedTensor, dequantize, digest
-from edgeport.recipe import Recipe
+from edgeport.quantized import QuantizedTensor, as_matrix, dequantize, digest
+from edgeport.recipe import Gptq, Quantize, Recipe, RoundToNearest
 from edgeport.target import Target
 
 
@@ -24,7 +30,10 @@ class LayerRecord:
 
     Attributes:
         bytes_before, bytes_after: in float32, and in the chosen format with its scales.
+        method: what chose the codes; empty for a weight left in float.
         relative_error: ||after - before|| / ||before||, of the weight itself.
+        output_error: the same of the layer's output over the calibration inputs, as the layers quantized before
+            it make them; None where the method saw no inputs.
         tied: every name of the weight when it has several.
         sha256: of the logical codes and scales (`quantized.digest`), None for a weight left in float.
     """
@@ -36,7 +45,9 @@ class LayerRecord:
     activation: str
     bytes_before: int
     bytes_after: int
+    method: str
     relative_error: float
+    output_error: float | None
     tied: tuple[str, ...]
     reason: str
     sha256: str | None
@@ -74,14 +85,17 @@ def set_weights(model: Model, quantized: dict[str, QuantizedTensor], assignments
 
 
 def record_layers(
-    model: Model, assignments: tuple[Assignment, ...], quantized: dict[str, QuantizedTensor]
+    model: Model,
+    assignments: tuple[Assignment, ...],
+    quantized: dict[str, QuantizedTensor],
+    notes: dict[str, Note],
 ) -> tuple[LayerRecord, ...]:
     """What happened to each compressible weight. `model` is the uncompressed one."""
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     records = []
     for item in assignments:
         weight = parameters[item.name].detach().to(torch.float32)
-        tensor = quantized.get(item.name)
+        tensor, note = quantized.get(item.name), notes.get(item.name, Note("", None))
         error = 0.0
         if tensor is not None:
             norm = float(weight.norm())
@@ -95,7 +109,9 @@ def record_layers(
                 activation=item.activation,
                 bytes_before=weight.numel() * 4,
                 bytes_after=weight.numel() * 4 if tensor is None else tensor.storage_bytes(),
+                method=note.method,
                 relative_error=error,
+                output_error=note.output_error,
                 tied=item.tied,
                 reason=item.reason,
                 sha256=None if tensor is None else digest(tensor),
@@ -104,27 +120,72 @@ def record_layers(
     return tuple(records)
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a method leaves about one weight: its name, and the relative error of the layer's output."""
+
+    method: str
+    output_error: float | None
+
+
+def _quantize(
+    step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None
+) -> tuple[QuantizedTensor, Note]:
+    """One weight by the recipe's method. A layer whose inputs are no vectors (an embedding) is rounded to nearest."""
+    grid = Grid(item.format.bits, item.format.group_size, item.format.scheme == "int", item.scale_dtype)
+    if moments is None or not isinstance(step, Gptq):
+        search = step.scale_search if isinstance(step, RoundToNearest) else True
+        return quantize_rtn(weight, grid, scale_search=search), Note("rtn", None)
+    second = moments.second / moments.count
+    tensor = quantize_gptq(weight, second, grid, act_order=step.act_order, damping=step.damping)
+    if step.refine:
+        tensor = refine(tensor, weight, second, rounds=step.refine)
+    matrix = as_matrix(weight.to(torch.float32))
+    energy = output_error(matrix.clone(), second)
+    change = as_matrix(dequantize(tensor)) - matrix
+    return tensor, Note("gptq", (output_error(change, second) / energy) ** 0.5 if energy > 0 else 0.0)
+
+
 def apply_recipe(
-    model: Model, recipe: Recipe, target: Target, *, progress: Callable[[int, int], None] | None = None
+    model: Model,
+    recipe: Recipe,
+    target: Target,
+    *,
+    calibration: Samples | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, tuple[LayerRecord, ...]]:
     """Compress a model as the recipe says, on the grids that the target has.
 
     Args:
+        calibration: real inputs for the methods that need them; None gets those that the recipe names.
         progress: called with (weights done, weights in all).
 
     Raises:
         TargetRefusesError: the target can't take the recipe.
-        BadInputError: a weight is not finite.
+        BadInputError: a weight is not finite, or the calibration data can't be had or makes values that are not.
     """
     assignments = assign(model, recipe, target)
     check_finite(model.module)
-    parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    step = recipe.compress[-1] if recipe.compress else None
+    step = recipe.quantize
+    if step is None:
+        return model, record_layers(model, assignments, {}, {})
+    notes: dict[str, Note] = {}
+
+    def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> QuantizedTensor:
+        tensor, notes[item.name] = _quantize(step, item, weight, moments)
+        return tensor
+
     quantized: dict[str, QuantizedTensor] = {}
-    for index, item in enumerate(assignments):
-        if item.format.quantized and step is not None:
-            grid = Grid(item.format.bits, item.format.group_size, item.format.scheme == "int", item.scale_dtype)
-            quantized[item.name] = quantize_rtn(parameters[item.name], grid, scale_search=step.scale_search)
-        if progress is not None:
-            progress(index + 1, len(assignments))
-    return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized)
+    if recipe.calibrates:
+        samples = calibration or calibration_samples(model, recipe)
+        quantized = quantize_in_sequence(
+            model.module, assignments, as_tensors(model, samples), method, progress=progress
+        )
+    else:
+        parameters = dict(model.module.named_parameters(remove_duplicate=False))
+        for index, item in enumerate(assignments):
+            if item.format.quantized:
+                quantized[item.name] = method(item, parameters[item.name], None)
+            if progress is not None:
+                progress(index + 1, len(assignments))
+    return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized, notes)

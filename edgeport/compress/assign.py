@@ -14,7 +14,7 @@ from edgeport.errors import TargetRefusesError
 from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
 from edgeport.model.types import Model
 from edgeport.quantized import ScaleDtype
-from edgeport.recipe import Recipe, RoundToNearest
+from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
 
@@ -72,9 +72,7 @@ def compressible(module: torch.nn.Module) -> dict[str, tuple[tuple[LayerKind, ..
     return {name: (tuple(kinds), tuple(names)) for name, (kinds, names) in found.items()}
 
 
-def _choose(
-    step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str, shape: tuple[int, int]
-) -> str:
+def _choose(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str, shape: tuple[int, int]) -> str:
     """The first format that the recipe asks for and the target takes, for every kind that uses the weight."""
     wanted = step.formats(kinds[0])
     taken = [f for f in wanted if all(f in target.weight_formats(kind) for kind in kinds)]
@@ -90,7 +88,7 @@ def _choose(
     return fitting[0] if fitting else "float"
 
 
-def _activation(step: RoundToNearest, target: Target, kinds: tuple[LayerKind, ...], name: str) -> ActivationFormat:
+def _activation(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str) -> ActivationFormat:
     multiplying = [kind for kind in kinds if kind != "embedding"]
     if not multiplying:
         return "float"
@@ -133,7 +131,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
         TargetRefusesError: the target can't take what the recipe asks for.
     """
     check_precision(recipe, target)
-    step = recipe.compress[-1] if recipe.compress else None
+    step = recipe.quantize
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     result = []
     for name, (kinds, names) in compressible(model.module).items():

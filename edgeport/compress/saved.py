@@ -13,23 +13,25 @@ from safetensors.torch import save_file
 
 from edgeport.compress.apply import LayerRecord, set_weights
 from edgeport.compress.assign import Assignment
+from edgeport.data.samples import SampleRecord
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor
 from edgeport.storage import canonical_json
 
 WEIGHTS = "quantized.safetensors"
 LAYERS = "layers.json"
+PARTS = ("codes", "scale", "zero_point", "palette")
 
 
-def save_compressed(folder: Path, model: Model, records: tuple[LayerRecord, ...]) -> None:
-    """Write a model's quantized weights and layer records into a folder."""
+def save_compressed(
+    folder: Path, model: Model, records: tuple[LayerRecord, ...], calibration: SampleRecord | None = None
+) -> None:
+    """Write a model's quantized weights, layer records, and what they were tuned on, into a folder."""
     tensors: dict[str, torch.Tensor] = {}
     forms: dict[str, dict[str, Any]] = {}
     for name, tensor in model.quantized.items():
-        tensors[f"{name}.codes"] = tensor.codes
-        tensors[f"{name}.scale"] = tensor.scale
-        if tensor.zero_point is not None:
-            tensors[f"{name}.zero_point"] = tensor.zero_point
+        parts = {part: getattr(tensor, part) for part in PARTS}
+        tensors |= {f"{name}.{part}": value.contiguous() for part, value in parts.items() if value is not None}
         forms[name] = {
             "bits": tensor.bits,
             "group_size": tensor.group_size,
@@ -37,8 +39,15 @@ def save_compressed(folder: Path, model: Model, records: tuple[LayerRecord, ...]
             "scale_dtype": tensor.scale_dtype,
         }
     save_file(tensors, folder / WEIGHTS)
-    text = canonical_json({"forms": forms, "layers": [asdict(record) for record in records]})
+    tuned = None if calibration is None else asdict(calibration)
+    text = canonical_json({"forms": forms, "layers": [asdict(record) for record in records], "calibration": tuned})
     (folder / LAYERS).write_text(text)
+
+
+def load_calibration(folder: Path) -> SampleRecord | None:
+    """What `save_compressed` was told that the weights were tuned on."""
+    record = json.loads((folder / LAYERS).read_text())["calibration"]
+    return None if record is None else SampleRecord(**record)
 
 
 def load_records(folder: Path) -> tuple[LayerRecord, ...]:
@@ -54,11 +63,6 @@ def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, .
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         names = set(file.keys())
         for name, form in forms.items():
-            zero = file.get_tensor(f"{name}.zero_point") if f"{name}.zero_point" in names else None
-            quantized[name] = QuantizedTensor(
-                codes=file.get_tensor(f"{name}.codes"),
-                scale=file.get_tensor(f"{name}.scale"),
-                zero_point=zero,
-                **form,
-            )
+            parts = {part: file.get_tensor(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in names}
+            quantized[name] = QuantizedTensor(**{"zero_point": None, **parts, **form})
     return set_weights(model, quantized, assignments)

@@ -1,0 +1,40 @@
+"""The real inputs that methods tune on."""
+
+from __future__ import annotations
+
+import torch
+
+from edgeport.data.samples import Samples, samples
+from edgeport.errors import BadInputError
+from edgeport.model.types import Model
+from edgeport.packages import Progress
+from edgeport.recipe import Recipe
+
+LEAST_VECTORS = 256
+"""Fewer input vectors than this say little about any layer; methods would fit them alone."""
+
+
+def calibration_samples(model: Model, recipe: Recipe, *, progress: Progress | None = None) -> Samples:
+    """The inputs that a recipe asks for, from the slice that evidence is never measured on.
+
+    Raises:
+        BadInputError: the data can't be had, or is too short to say anything.
+    """
+    found = samples(model, count=recipe.calibration.samples, split="calibration", progress=progress)
+    vectors = sum(int(next(iter(sample.values())).size) for sample in found.inputs)
+    if vectors < LEAST_VECTORS:
+        raise BadInputError(
+            f"The calibration data is too short: {len(found.inputs)} inputs with {vectors} values together.",
+            where="[calibration]",
+            allowed=f"at least {LEAST_VECTORS} tokens, pixels or samples of sound",
+            next_step="Ask for more `samples` in the recipe's [calibration] table.",
+        )
+    return found
+
+
+def as_tensors(model: Model, found: Samples) -> list[dict[str, torch.Tensor]]:
+    """Samples as the module takes them, in the dtypes of its inputs."""
+    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in model.inputs}
+    return [
+        {name: torch.from_numpy(value).to(dtypes[name]) for name, value in sample.items()} for sample in found.inputs
+    ]

@@ -1,0 +1,107 @@
+"""What calibration learns about the input of a layer: its second moment, shared by every method.
+
+GPTQ, SparseGPT, AWQ and SVD-LLM all work from H = sum of x x^T over the input vectors x of a layer; its diagonal
+says how much each column of the weight matters. The error that a changed weight W + D makes in the layer's
+output, summed over those inputs, is tr(D H D^T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from edgeport.errors import BadInputError
+
+
+@dataclass
+class Moments:
+    """Sums over the input vectors of one layer.
+
+    Attributes:
+        second: (K, K) float32, sum of x x^T.
+        mean_abs: (K,) float32, sum of |x|.
+        count: input vectors summed.
+    """
+
+    second: torch.Tensor
+    mean_abs: torch.Tensor
+    count: int = 0
+
+
+def input_vectors(layer: torch.nn.Module, value: torch.Tensor) -> torch.Tensor | None:
+    """A layer's input as the vectors (T, K) that each row of its weight, seen as a matrix, is multiplied with.
+
+    None for a layer without such vectors: grouped convolutions, embeddings.
+    """
+    if isinstance(layer, torch.nn.Linear):
+        return value.reshape(-1, value.shape[-1])
+    if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d) and layer.groups == 1:
+        flat = isinstance(layer, torch.nn.Conv1d)
+        # The layer's own padding: "same" and reflected ones are tuples or words by now.
+        pad, twice = layer._reversed_padding_repeated_twice, layer.padding
+        if layer.padding_mode != "zeros" or isinstance(twice, str) or any(twice):
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            value = F.pad(value, pad, mode=mode)
+        grow = (lambda size: (1, *size)) if flat else tuple
+        patches = F.unfold(
+            value.unsqueeze(2) if flat else value,
+            grow(layer.kernel_size),
+            dilation=grow(layer.dilation),
+            stride=grow(layer.stride),
+        )
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return None
+
+
+@contextmanager
+def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moments]]:
+    """Inside the block every forward of the layers adds to their moments.
+
+    Raises:
+        BadInputError: an activation is not finite; the message names the layer.
+    """
+    moments: dict[str, Moments] = {}
+
+    def hook(name: str) -> Any:
+        def observe(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            vectors = input_vectors(layer, inputs[0].detach())
+            if vectors is None:
+                return
+            vectors = vectors.to(torch.float32)
+            if not bool(torch.isfinite(vectors).all()):
+                raise BadInputError(
+                    "The calibration data makes values that are not finite.",
+                    where=f"input of layer {name}",
+                    next_step="Check the checkpoint and its preprocessing; the uncompressed model overflows as well.",
+                )
+            columns = vectors.shape[1]
+            found = moments.get(name)
+            if found is None:
+                found = moments[name] = Moments(torch.zeros(columns, columns), torch.zeros(columns))
+            found.second.addmm_(vectors.T, vectors)
+            found.mean_abs += vectors.abs().sum(0)
+            found.count += vectors.shape[0]
+
+        return observe
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield moments
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_error(change: torch.Tensor, second: torch.Tensor) -> float:
+    """tr(D H D^T): the summed squared error that a changed weight makes in the layer's output.
+
+    Args:
+        change: D, (N, K).
+        second: H, (K, K).
+    """
+    return float((change @ second).mul_(change).sum())
