@@ -19,7 +19,6 @@ import onnx_ir as ir
 from edgeport.export.onnx.graph import (
     CODES,
     MICROSOFT,
-    SCALE,
     Writer,
     bias_of,
     gather_uses,
@@ -93,7 +92,7 @@ def write_int8_dynamic(quantizer: TokenQuantizer, name: str, weight: ir.Value, t
     """Replace the Linear layers that read a weight; an embedding tied to it gathers columns of the same codes."""
     writer = quantizer.writer
     codes = writer.constant(name + CODES, tensor.codes.numpy().T)
-    scale = writer.constant(name + SCALE, tensor.scale.numpy().reshape(-1))
+    scale = writer.scale(name, tensor.scale.numpy().reshape(-1), tensor.scale_dtype)
     one = writer.constant("edgeport.one", np.float32(1))
     no_shift = writer.constant("edgeport.no_shift", np.uint8(0))
     sums = dequantize(tensor).double().sum(1).float().numpy()
@@ -119,9 +118,9 @@ def write_int8_dynamic(quantizer: TokenQuantizer, name: str, weight: ir.Value, t
         (columns,) = writer.node(gather, "Gather", [codes, ids], axis=1)
         order = [*range(1, rank(ids) + 1), 0]
         (rows,) = writer.node(gather, "Transpose", [columns], perm=order)
-        scale_rows(writer, gather, rows, scale, ids)
+        scale_rows(writer, gather, rows, scale, ids, flat=True)
     if weight.uses():
-        (floats,) = writer.node(writer.graph[0], "Cast", [codes], to=int(ir.DataType.FLOAT))
-        (floats,) = writer.node(writer.graph[1], "Mul", [floats, scale])
-        (turned,) = writer.node(writer.graph[2], "Transpose", [floats], perm=[1, 0])
+        floats = writer.of_weights("Cast", [codes], to=int(ir.DataType.FLOAT))
+        floats = writer.of_weights("Mul", [floats, scale])
+        turned = writer.of_weights("Transpose", [floats], perm=[1, 0])
         weight.replace_all_uses_with(turned)

@@ -7,9 +7,10 @@ import onnx_ir as ir
 
 from edgeport.export.onnx.canonical import is_operator
 from edgeport.export.onnx.trace import PLACEHOLDERS
+from edgeport.quantized import ScaleDtype
 
 MICROSOFT = "com.microsoft"
-CODES, SCALE = ".codes", ".scale"
+CODES, SCALE, ZERO_POINT = ".codes", ".scale", ".zero_point"
 """Suffixes of a compressed parameter's initializers in the file."""
 
 
@@ -18,6 +19,7 @@ class Writer:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self._last_of_weights: ir.Node | None = None
 
     def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
         """An initializer, one a name."""
@@ -28,6 +30,23 @@ class Writer:
         value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         self.graph.register_initializer(value)
         return value
+
+    def scale(self, name: str, array: np.ndarray, dtype: ScaleDtype) -> ir.Value:
+        """A parameter's scales as float32, stored in `dtype` (float32, or float16 behind a Cast)."""
+        stored = self.constant(name + SCALE, array.astype(dtype))
+        if dtype == "float32":
+            return stored
+        return self.of_weights("Cast", [stored], to=int(ir.DataType.FLOAT))
+
+    def of_weights(self, op_type: str, inputs: list[ir.Value], **attributes: int | list[int]) -> ir.Value:
+        """A node that reads weights only, placed before all that read activations; returns its output."""
+        node = ir.node(op_type, inputs, attributes=attributes)
+        if self._last_of_weights is None:
+            self.graph.insert_before(self.graph[0], node)
+        else:
+            self.graph.insert_after(self._last_of_weights, node)
+        self._last_of_weights = node
+        return node.outputs[0]
 
     def node(
         self,
@@ -81,10 +100,10 @@ def bias_of(linear: ir.Node) -> ir.Value | None:
     return linear.inputs[2] if len(linear.inputs) > 2 else None
 
 
-def scale_rows(writer: Writer, gather: ir.Node, rows: ir.Value, scale: ir.Value, ids: ir.Value) -> None:
-    """Answer for a Gather: its codes (ids..., K) times their rows' scales, gathered from (N,) or (N, 1)."""
+def scale_rows(writer: Writer, gather: ir.Node, rows: ir.Value, scale: ir.Value, ids: ir.Value, *, flat: bool) -> None:
+    """Answer for a Gather: its codes (ids..., K) times their rows' scales, gathered from (N,) when flat or (N, 1)."""
     (scales,) = writer.node(gather, "Gather", [scale, ids], axis=0)
-    if rank(scale) == 1:
+    if flat:
         last = writer.constant("edgeport.last_axis", np.array([-1], np.int64))
         (scales,) = writer.node(gather, "Unsqueeze", [scales, last])
     (floats,) = writer.node(gather, "Cast", [rows], to=int(ir.DataType.FLOAT))

@@ -63,7 +63,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     if halves:
         facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
     if settings.ort_format:
-        facts["ort_format"] = write_ort_format(out / FILE)
+        facts["ort_format"] = write_ort_format(program, stored, out)
     return Artifact(
         runtime="onnxruntime",
         delegate="cpu",

@@ -14,6 +14,7 @@ import torch
 
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact
+from edgeport.export.onnx.packing import unpack
 from edgeport.quantized import QuantizedTensor, ScaleDtype
 
 StoredWeight = QuantizedTensor
@@ -25,14 +26,6 @@ _SCALE_DTYPES: Mapping[ir.DataType, ScaleDtype] = {
 }
 
 
-def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
-    """Bytes (..., K/2) uint8 as codes -8..7 (..., K) int8; undoes `native.pack_nibbles`."""
-    codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.int8)
-    codes[..., 0::2] = (packed & 15).astype(np.int8) - 8
-    codes[..., 1::2] = (packed >> 4).astype(np.int8) - 8
-    return codes
-
-
 def _array(value: ir.Value | None, what: str) -> np.ndarray:
     if value is None or value.const_value is None:
         raise BadInputError(f"The file stores no {what}.")
@@ -40,8 +33,26 @@ def _array(value: ir.Value | None, what: str) -> np.ndarray:
     return array
 
 
-def _logical(codes: np.ndarray, scale: ir.Value | None, *, bits: int, group_size: int | None) -> StoredWeight:
+def _through(value: ir.Value | None, *op_types: str) -> ir.Value | None:
+    """The value that these operators pass on, through any number of them."""
+    while value is not None and value.const_value is None:
+        producer = value.producer()
+        if producer is None or producer.op_type not in op_types:
+            break
+        value = producer.inputs[0]
+    return value
+
+
+def _logical(
+    codes: np.ndarray,
+    scale: ir.Value | None,
+    zero_point: np.ndarray | None = None,
+    *,
+    bits: int,
+    group_size: int | None,
+) -> StoredWeight:
     """Codes in the weight's own shape, with the scales that the operator multiplies by."""
+    scale = _through(scale, "Cast")
     scales = _array(scale, "scale")
     assert scale is not None
     assert scale.dtype is not None
@@ -50,7 +61,7 @@ def _logical(codes: np.ndarray, scale: ir.Value | None, *, bits: int, group_size
     return QuantizedTensor(
         codes=torch.from_numpy(np.array(codes, order="C")),
         scale=torch.from_numpy(np.array(scales, np.float32).reshape(rows, -1)),
-        zero_point=None,
+        zero_point=None if zero_point is None else torch.from_numpy(zero_point),
         bits=bits,
         group_size=size,
         axis=0,
@@ -69,12 +80,7 @@ def _factor(value: ir.Value) -> ir.Value:
     for product, index in value.uses():
         if product.op_type != "Mul":
             continue
-        factor = product.inputs[1 - index]
-        while factor is not None and factor.const_value is None:
-            producer = factor.producer()
-            if producer is None or producer.op_type not in ("Unsqueeze", "Gather"):
-                break
-            factor = producer.inputs[0]
+        factor = _through(product.inputs[1 - index], "Unsqueeze", "Gather", "Cast")
         if factor is not None and factor.const_value is not None:
             return factor
     raise BadInputError("Codes are used without their scales.", where=value.name)
@@ -94,20 +100,30 @@ def _from_gather(node: ir.Node, codes: np.ndarray) -> StoredWeight:
 
 
 def _from_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
-    """MatMulNBits or GatherBlockQuantized: two codes a byte."""
-    bits = node.attributes.get_int("bits", 4)
-    if bits != 4:
-        raise BadInputError(f"The file stores {bits}-bit blocks where 4-bit ones were written.", where=node.name)
-    flat = unpack_nibbles(codes).reshape(codes.shape[0], -1)
-    group_size = node.attributes.get_int("block_size")
-    return _logical(flat, node.inputs[2], bits=4, group_size=group_size)
+    """MatMulNBits or GatherBlockQuantized: packed codes, each minus a zero point or half the range."""
+    bits, group_size = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size")
+    rows, columns = codes.shape[0], codes.size // codes.shape[0] * 8 // bits
+    zero_point = None
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        zero_point = unpack(_array(node.inputs[3], "zero point").reshape(rows, -1), bits, columns // group_size)
+    return _logical(
+        unpack(codes.reshape(rows, -1), bits, columns), node.inputs[2], zero_point, bits=bits, group_size=group_size
+    )
+
+
+def _from_reshape(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """The rows of codes that MatMulNBits reads as blocks."""
+    for user, index in node.outputs[0].uses():
+        if (user.op_type, index) == ("MatMulNBits", 1):
+            return _from_blocks(user, codes)
+    raise BadInputError("Codes are reshaped for no operator that takes codes.", where=node.name)
 
 
 # In order of preference: beside an integer matmul, a Gather only says that a tied embedding reads the same codes.
 _READERS: dict[tuple[str, int], Callable[[ir.Node, np.ndarray], StoredWeight]] = {
     ("MatMulIntegerToFloat", 1): _from_integer_matmul,
     ("Cast", 0): _from_cast,
-    ("MatMulNBits", 1): _from_blocks,
+    ("Reshape", 0): _from_reshape,
     ("GatherBlockQuantized", 0): _from_blocks,
     ("Gather", 0): _from_gather,
 }
