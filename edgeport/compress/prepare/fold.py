@@ -71,3 +71,30 @@ def mix_heads(module: torch.nn.Module, pair: Pair, rotation: torch.Tensor) -> No
         weight = parameters[name]
         heads = weight.to(torch.float64).reshape(weight.shape[0], -1, pair.head_dim)
         weight.copy_((heads @ matrix).reshape(weight.shape))
+
+
+@torch.no_grad()
+def fuse_norm(module: torch.nn.Module, pair: Pair) -> None:
+    """Move a normalisation's weight and bias into its consumers, in place: `W (g u + b) = (W g) u + W b`.
+
+    Afterwards it multiplies by 1 and adds 0. A consumer without a bias gets one if there is one to take over.
+
+    Args:
+        module: a copy: the caller's own.
+        pair: of kind "norm".
+    """
+    parameters = parameters_of(module)
+    norm = parameters[pair.weight]
+    gain = norm.to(torch.float64) + pair.offset
+    bias = None if pair.bias is None else parameters[pair.bias]
+    for name in pair.consumers:
+        weight = parameters[name].to(torch.float64)
+        if bias is not None and bool(bias.any()):
+            layer = name.removesuffix(".weight")
+            own = parameters.get(f"{layer}.bias")
+            added = weight @ bias.to(torch.float64) + (0 if own is None else own)
+            module.get_submodule(layer).bias = torch.nn.Parameter(added.to(norm.dtype), norm.requires_grad)
+        parameters[name].copy_(weight * gain)
+    norm.fill_(1 - pair.offset)
+    if bias is not None:
+        bias.zero_()
