@@ -26,6 +26,7 @@ from edgeport.compress.prepare.fold import mix_heads, scale_pair
 from edgeport.compress.prepare.hadamard import flat_orthogonal
 from edgeport.compress.prepare.pair import Pair, PairKind
 from edgeport.compress.prepare.trace import Norm, Trace, trace
+from edgeport.errors import BadInputError
 
 TOLERANCE = 1e-5
 """Largest change of an output, relative to its largest value, that counts as rounding. Everything runs in float64
@@ -65,21 +66,31 @@ def in_float64(example: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def outputs_of(
     module: nn.Module, example: Mapping[str, torch.Tensor], names: Sequence[str] = ()
 ) -> tuple[torch.Tensor, ...]:
-    """The float tensors that a call returns, in order: those of the given names, or all. Caches are left out."""
+    """The float tensors that a call returns, in order; caches of keys and values are left out.
+
+    Args:
+        names: of the outputs that count, where the module names them; all when empty.
+
+    Raises:
+        BadInputError: there is no such output.
+    """
 
     def tensors(value: object) -> Iterator[torch.Tensor]:
         if isinstance(value, torch.Tensor):
             if value.is_floating_point():
                 yield value
-        elif isinstance(value, Mapping):
-            for key in names or value:
-                yield from tensors(value[key])
-        elif isinstance(value, (tuple, list)):
-            for item in value:
+        elif isinstance(value, (Mapping, tuple, list)):
+            for item in value.values() if isinstance(value, Mapping) else value:
                 yield from tensors(item)
 
     with torch.no_grad():
-        return tuple(tensors(module(**example)))
+        result = module(**example)
+    if names and isinstance(result, Mapping):
+        result = {name: result[name] for name in names if name in result}
+    found = tuple(tensors(result))
+    if not found:
+        raise BadInputError("The module gives no such output tensor.", where=", ".join(names) or None)
+    return found
 
 
 def largest_change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

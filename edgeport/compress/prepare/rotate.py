@@ -102,7 +102,7 @@ def untie_heads(module: nn.Module) -> None:
     own = [f"{name}.weight" for name in heads]
     holder: Any  # torch would have attributes be tensors or modules
     for prefix, holder in module.named_modules():
-        config = getattr(holder, "config", None)
+        config: Any = getattr(holder, "config", None)
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
         tied = getattr(holder, "all_tied_weights_keys", {})
@@ -132,6 +132,19 @@ def _rotate_stream(module: nn.Module, stream: Stream, rotation: torch.Tensor) ->
         tensor.copy_(tensor.to(torch.float64) @ rotation)
     for tensor in {id(tensor): tensor for tensor in first}.values():
         tensor.copy_((rotation.T @ tensor.to(torch.float64).flatten(1)).reshape(tensor.shape))
+
+
+def rotate_heads(module: nn.Module, pairs: Sequence[Pair], *, seed: int = 0) -> None:
+    """Rotate the values of every attention head, in place: the part that post-norm networks (BERT) allow too.
+
+    Args:
+        module: a copy: the caller's own.
+        pairs: `Graph.pairs`; those without heads are passed over.
+        seed: of the random signs.
+    """
+    for pair in pairs:
+        if pair.head_dim is not None:
+            mix_heads(module, pair, randomised(pair.head_dim, seed))
 
 
 def rotate(
@@ -171,9 +184,7 @@ def rotate(
         fuse_norm(rotated, pair)
     size = stream.norms[0].channels
     _rotate_stream(rotated, stream, mean_preserving(size, seed) if stream.centred else randomised(size, seed))
-    for pair in graph.pairs:
-        if pair.head_dim is not None:
-            mix_heads(rotated, pair, randomised(pair.head_dim, seed))
+    rotate_heads(rotated, graph.pairs, seed=seed)
     inputs = in_float64(example)
     before = outputs_of(working_copy(module), inputs, outputs)
     change = largest_change(before, outputs_of(working_copy(rotated), inputs, outputs))
