@@ -70,7 +70,7 @@ def awq_scale(
     Args:
         weights, second_moment, grid, scale_search, weighted: see `output_error`; how the weights will be quantized
             afterwards is how the error should be measured here.
-        mean_abs: (K,), the mean |x| of each input channel.
+        mean_abs: (K,), the mean |x| of each input channel, or the sum: a common factor changes nothing.
         columns: `Pair.columns`: the channel that each column reads; None when each has its own.
 
     Returns:
@@ -82,6 +82,7 @@ def awq_scale(
     check_channels(weights, mean_abs, "mean |x|")
     check_channels(weights, second_moment, "the second moment")
     activation = per_channel(mean_abs.to(torch.float32), columns, "mean")
+    activation = activation / activation.mean().clamp_min(torch.finfo(torch.float32).tiny)
     moment = second_moment.to(torch.float32)
     best, least = torch.ones_like(activation), float("inf")
     for alpha in ALPHAS:

@@ -16,6 +16,7 @@ ReLU networks (OPT)          also fc1 -> fc2, for positive factors
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,13 +101,15 @@ def largest_change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
 
 
 def _norm_candidates(found: Trace, module: nn.Module) -> Iterator[Pair]:
+    """Each norm with the Linears that read it; none whose weight something else uses as well (a tied head)."""
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     for name, norm in found.norms.items():
         consumers = tuple(
             f"{reader}.weight"
             for reader, sources in found.sources.items()
             if sources == (name,) and isinstance(module.get_submodule(reader), nn.Linear)
         )
-        if consumers:
+        if consumers and all(uses[id(module.get_parameter(consumer))] == 1 for consumer in consumers):
             channels = found.calls[name][0].output.shape[-1]
             yield Pair("norm", norm.weight, norm.bias, consumers, (0, channels), offset=norm.offset)
 
