@@ -56,6 +56,7 @@ class ScaleStorage(Strict):
 
     per_channel: ScaleDtype = "float32"
     grouped: ScaleDtype = "float32"
+    signed: bool = Field(default=False, description="the backend takes negative scales in grouped forms")
 
 
 class OnnxRuntimeOptions(Strict):

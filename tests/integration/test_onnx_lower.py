@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx.shape_inference
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.onnx.lower import lower
 from edgeport.export.onnx.weights import read_weights
 from edgeport.model.types import Axis, Model, Source, TensorSpec
+from edgeport.quantized import digest
 from edgeport.recipe import load_recipe
 from edgeport.runtime.onnxruntime import OnnxRuntimeSession
 from edgeport.target import load_target
@@ -28,6 +30,8 @@ from edgeport.target import load_target
 TARGET = load_target("linux-x86_64-ort")
 BATCH = Axis("batch", 1, 8, 1)
 SEQUENCE = Axis("sequence", 1, 64, 12)
+BLOCKS = [("uint4_g32", "dynamic_int8"), ("uint8_g16", "float"), ("int2_g32", "dynamic_int8")]
+TIED = "model.embed_tokens.weight"
 
 
 def make_model(
@@ -173,16 +177,19 @@ class Lowered:
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Lowered]:
     done: dict[tuple[str, ...], Lowered] = {}
 
-    def get(name: str, recipe: str, shapes: str = "dynamic", activations: str = "") -> Lowered:
-        key = (name, recipe, shapes, activations)
+    def get(name: str, recipe: str, shapes: str = "dynamic", activations: str = "", weights: str = "") -> Lowered:
+        key = (name, recipe, shapes, activations, weights)
         if key not in done:
             original = MODELS[name]()
             chosen = load_recipe(recipe)
+            update: dict[str, tuple[str, ...]] = {}
             if activations:
+                update |= {"activations": (activations,)}
+            if weights:
+                update |= {"linear": (weights,), "embedding": (weights,)}
+            if update:
                 (step,) = chosen.compress
-                chosen = chosen.model_copy(
-                    update={"compress": (step.model_copy(update={"activations": (activations,)}),)}
-                )
+                chosen = chosen.model_copy(update={"compress": (step.model_copy(update=update),)})
             model, _ = apply_recipe(original, chosen, TARGET)
             before = {key: value.clone() for key, value in model.module.state_dict().items()}
             settings = LoweringSettings("fp16" if recipe == "fp16" else "fp32", shapes, ort_format=shapes == "fixed")  # type: ignore[arg-type]
@@ -293,9 +300,57 @@ def test_int4_is_near_the_compressed_module(lowered: Callable[..., Lowered], nam
         assert relative(value, run_torch(case.model, inputs)[output]) < 2e-2
 
 
-@pytest.mark.parametrize(("name", "recipe"), [*((name, "int8") for name in MODELS), ("llama", "int4")])
-def test_weights_in_the_file_are_the_logical_ones(lowered: Callable[..., Lowered], name: str, recipe: str) -> None:
-    case = lowered(name, recipe, "fixed" if (name, recipe) == ("llama", "int4") else "dynamic")
+@pytest.mark.parametrize(("weights", "activation"), BLOCKS)
+def test_blocks_with_a_tied_head(lowered: Callable[..., Lowered], weights: str, activation: str) -> None:
+    case = lowered("llama", "int4", "fixed", activation, weights)
+    inputs = fitting(case)
+    expected = run_torch(case.model, inputs)["logits"]
+    assert relative(run_onnx(case.artifact, inputs)["logits"], expected) < (1e-5 if activation == "float" else 2e-2)
+    # One copy of the codes, its zero points and its scales serve the embedding and the head.
+    graph = onnx.load(case.artifact.path).graph
+    table = f"{TIED}.codes"
+    assert [item.name for item in graph.initializer if item.name.startswith(TIED)] == [
+        table,
+        f"{TIED}.scale",
+        *([f"{TIED}.zero_point"] if weights.startswith("u") else []),
+    ]
+    (size,) = (len(item.raw_data) for item in graph.initializer if item.name == table)
+    assert size == 4096 * 64 * case.model.quantized[TIED].bits // 8
+    readers = {node.op_type for node in graph.node if table in node.input}
+    assert readers == {"GatherBlockQuantized", "Reshape"}
+
+
+@pytest.mark.parametrize(("weights", "activation"), BLOCKS)
+def test_ort_format_of_blocks_gives_the_same_numbers(
+    lowered: Callable[..., Lowered], weights: str, activation: str
+) -> None:
+    case = lowered("llama", "int4", "fixed", activation, weights)
+    inputs = fitting(case)
+    flat = replace(case.artifact, entry=case.artifact.facts["ort_format"])
+    # Without constant codes and scales the kernel would not round activations, and be 5e-3 away.
+    expected = run_onnx(case.artifact, inputs)["logits"]
+    assert relative(run_onnx(flat, inputs)["logits"], expected) < 1e-5
+    assert sorted(path.name for path in case.artifact.root.iterdir()) == [
+        "model.onnx",
+        "model.ort",
+        "required_operators_and_types.config",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "options"),
+    [
+        *((name, "int8", {}) for name in MODELS),
+        ("llama", "int4", {"shapes": "fixed"}),
+        *(("llama", "int4", {"shapes": "fixed", "activations": a, "weights": weights}) for weights, a in BLOCKS),
+        # 64 columns: one group a row, which is written as int8 is, with float16 scales.
+        ("llama", "int4", {"activations": "dynamic_int8", "weights": "int8_g64"}),
+    ],
+)
+def test_weights_in_the_file_are_the_logical_ones(
+    lowered: Callable[..., Lowered], name: str, recipe: str, options: dict[str, str]
+) -> None:
+    case = lowered(name, recipe, **options)
     stored = read_weights(case.artifact)
     unused = case.artifact.facts.get("unused_weights", [])
     assert unused == (["pooler.dense.weight"] if name == "bert" else [])
@@ -304,7 +359,13 @@ def test_weights_in_the_file_are_the_logical_ones(lowered: Callable[..., Lowered
         logical = case.model.quantized[parameter]
         assert torch.equal(tensor.codes, logical.codes), parameter
         assert torch.equal(tensor.scale, logical.scale), parameter
-        assert (tensor.bits, tensor.group_size, tensor.zero_point) == (logical.bits, logical.group_size, None)
+        assert (tensor.bits, tensor.group_size) == (logical.bits, logical.group_size)
+        assert (tensor.axis, tensor.scale_dtype) == (0, logical.scale_dtype)
+        assert (tensor.zero_point is None) == (logical.zero_point is None)
+        if tensor.zero_point is not None:
+            assert torch.equal(tensor.zero_point, logical.zero_point), parameter
+        # The digest covers shapes and dtypes as well.
+        assert digest(tensor) == digest(logical)
 
 
 @pytest.mark.parametrize(("name", "recipe", "tolerance"), [("llama", "fp32", 1e-5), ("convnet", "fp16", 2e-3)])
@@ -324,7 +385,7 @@ def test_a_tied_weight_is_stored_once(lowered: Callable[..., Lowered], recipe: s
     assert case.model.module.lm_head.weight is tied
     compressed = {name: tensor.storage_bytes() for name, tensor in case.model.quantized.items()}
     total = sum(compressed.get(name, value.numel() * 4) for name, value in case.model.module.named_parameters())
-    one = compressed.get("model.embed_tokens.weight", tied.numel() * 4)
+    one = compressed.get(TIED, tied.numel() * 4)
     # Less than a tenth of the tied weight is left for the graph itself and the corrections of dynamic layers.
     slack = 40_000 + (4096 * 8 if recipe == "int8" else 0)
     assert total < case.artifact.path.stat().st_size < total + slack < total + one
@@ -336,8 +397,6 @@ def test_float16_halves_the_file(lowered: Callable[..., Lowered]) -> None:
 
 
 def test_dynamic_dimensions_are_named_after_their_axes(lowered: Callable[..., Lowered]) -> None:
-    import onnx.shape_inference
-
     artifact = lowered("t5", "int8").artifact
     graph = onnx.load(artifact.path).graph
     dims = {
@@ -436,7 +495,9 @@ EXPORT_TWICE = """
 import runpy, sys
 from pathlib import Path
 tests = runpy.run_path(sys.argv[1])
-model, _ = tests["apply_recipe"](tests["bert"](), tests["load_recipe"]("int8"), tests["TARGET"])
+recipe = tests["load_recipe"]("int8")
+step = recipe.compress[0].model_copy(update={"embedding": ("uint4_g32",)})
+model, _ = tests["apply_recipe"](tests["llama"](), recipe.model_copy(update={"compress": (step,)}), tests["TARGET"])
 out = Path(sys.argv[2])
 out.mkdir()
 tests["lower"](model, tests["TARGET"], tests["LoweringSettings"]("fp32", "fixed", ort_format=True), out)
@@ -451,10 +512,13 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
             check=True,
             capture_output=True,
         )
-    names = sorted(path.name for path in (tmp_path / "0").iterdir())
-    assert names == ["model.onnx", "model.ort", "required_operators_and_types.config"]
-    for name in names:
-        first, second = ((tmp_path / seed / name).read_bytes() for seed in "01")
-        assert first == second, name
+    files = sorted(path.name for path in (tmp_path / "0").iterdir())
+    assert files == ["model.onnx", "model.ort", "required_operators_and_types.config"]
+    # int8 layers, and a tied embedding in 4-bit blocks with zero points.
+    config = (tmp_path / "0" / files[2]).read_text()
+    assert all(name in config for name in ("MatMulIntegerToFloat", "MatMulNBits", "GatherBlockQuantized"))
+    for file in files:
+        first, second = ((tmp_path / seed / file).read_bytes() for seed in "01")
+        assert first == second, file
         assert str(tmp_path).encode() not in first
         assert os.fsencode(Path(torch.__file__).parent) not in first

@@ -21,7 +21,9 @@ from edgeport.errors import TargetRefusesError
 from edgeport.formats import LAYER_KINDS, LayerKind
 from edgeport.quantized import QuantizedTensor
 
-GROUP_SIZES = (16, 32, 64, 128, 256)
+GROUP_SIZES = {8: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256), 2: (32, 64, 128)}
+"""By width. 2 bits in groups of 16 or 256 are right as well, but their kernel unpacks the whole weight at every
+call: 25 times slower than float32 at one row."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Form:
 FORMS = (
     Form(8, False, (), LAYER_KINDS, "channels", "MatMulIntegerToFloat; Gather, Cast, Mul"),
     *(
-        Form(bits, zero_points, GROUP_SIZES, ("linear", "embedding"), "blocks", "MatMulNBits; GatherBlockQuantized")
-        for bits in (8, 4, 2)
+        Form(bits, zero_points, sizes, ("linear", "embedding"), "blocks", "MatMulNBits; GatherBlockQuantized")
+        for bits, sizes in GROUP_SIZES.items()
         for zero_points in (False, True)
     ),
 )

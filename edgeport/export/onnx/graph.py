@@ -31,6 +31,10 @@ class Writer:
         self.graph.register_initializer(value)
         return value
 
+    def shape(self, sizes: list[int]) -> ir.Value:
+        """A shape for Reshape, stored once."""
+        return self.constant(f"edgeport.shape_{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
+
     def scale(self, name: str, array: np.ndarray, dtype: ScaleDtype) -> ir.Value:
         """A parameter's scales as float32, stored in `dtype` (float32, or float16 behind a Cast)."""
         stored = self.constant(name + SCALE, array.astype(dtype))
@@ -58,7 +62,9 @@ class Writer:
         outputs: int = 1,
         **attributes: int | float | str | list[int],
     ) -> tuple[ir.Value, ...]:
-        """A node placed before another one; returns its outputs."""
+        """A node placed before another one; returns its outputs. Inputs left out at the end are None."""
+        while inputs[-1] is None:
+            inputs = inputs[:-1]
         node = ir.node(op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs)
         self.graph.insert_before(before, node)
         return tuple(node.outputs)

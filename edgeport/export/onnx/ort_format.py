@@ -65,8 +65,8 @@ def settle_weights(graph: ir.Graph, names: Iterable[str]) -> bool:
             output.replace_all_uses_with(settled)
             graph.remove(node, safe=True)
             if stored.uses():
-                rows = writer.constant(f"{name}.rows_shape", np.array(array.shape, np.int64))
-                stored.replace_all_uses_with(writer.of_weights("Reshape", [settled, rows]))
+                rows = writer.of_weights("Reshape", [settled, writer.shape(list(array.shape))])
+                stored.replace_all_uses_with(rows)
             del graph.initializers[name + suffix]
             changed = True
     return changed

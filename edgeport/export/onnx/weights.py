@@ -111,12 +111,38 @@ def _from_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
     )
 
 
+def _next(value: ir.Value, op_type: str) -> ir.Node:
+    """The only operator of this kind that reads a value."""
+    users = [user for user, _ in value.uses() if user.op_type == op_type]
+    if len(users) != 1:
+        raise BadInputError(f"Codes are not read by one {op_type}.", where=value.name)
+    return users[0]
+
+
+def _from_float_blocks(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """(Cast(codes) - zero point) * scale, where the codes are 8-bit blocks (N, K/G, G)."""
+    shape = _array(node.inputs[1], "shape")
+    difference = _next(_next(node.outputs[0], "Cast").outputs[0], "Sub")
+    scale = _through(_next(difference.outputs[0], "Mul").inputs[1], "Unsqueeze", "Cast")
+    zero = _array(_through(difference.inputs[1], "Cast", "Unsqueeze"), "zero point")
+    if zero.ndim == 0 and zero != 128:
+        raise BadInputError(f"The file's codes are shifted by {zero}, which is not half of 8 bits.", where=node.name)
+    rows = codes.shape[0]
+    return _logical(
+        unpack(codes, 8, codes.shape[1]),
+        scale,
+        None if zero.ndim == 0 else unpack(zero, 8, codes.size // rows // int(shape[2])),
+        bits=8,
+        group_size=int(shape[2]),
+    )
+
+
 def _from_reshape(node: ir.Node, codes: np.ndarray) -> StoredWeight:
-    """The rows of codes that MatMulNBits reads as blocks."""
+    """The rows of codes that a Linear layer reads as blocks."""
     for user, index in node.outputs[0].uses():
         if (user.op_type, index) == ("MatMulNBits", 1):
             return _from_blocks(user, codes)
-    raise BadInputError("Codes are reshaped for no operator that takes codes.", where=node.name)
+    return _from_float_blocks(node, codes)
 
 
 # In order of preference: beside an integer matmul, a Gather only says that a tied embedding reads the same codes.
