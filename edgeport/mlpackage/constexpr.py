@@ -60,6 +60,9 @@ def lut_to_dense(indices: np.ndarray, lut: np.ndarray, vector_axis: np.ndarray |
     """
     blocks, spread = _blocks(indices.shape, lut.shape[:-2])
     palettes = int(np.prod(lut.shape[:-2], dtype=np.int64))
+    if lut.size == lut.shape[-2]:  # a single palette of single values, without an index of eight bytes a weight
+        single: np.ndarray = lut.reshape(-1)[indices]
+        return single
     palette = np.broadcast_to(np.arange(palettes).reshape(spread), blocks).reshape(indices.shape)
     vectors: np.ndarray = lut.reshape(palettes, lut.shape[-2], lut.shape[-1])[
         palette, indices
@@ -75,6 +78,8 @@ def lut_to_dense(indices: np.ndarray, lut: np.ndarray, vector_axis: np.ndarray |
 def lut_to_dense_packed(indices: np.ndarray, lut: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """iOS 16's form: one palette for the tensor, indices packed in bytes, least significant bit first."""
     bits = int(lut.size).bit_length() - 1
+    if lut.shape != (2**bits,) or not 1 <= bits <= 8:
+        raise BadInputError(f"A palette has the shape {lut.shape}.", allowed="(2,), (4,), ... (256,)")
     sizes = tuple(int(size) for size in shape)
     values: np.ndarray = lut[unpack_bits(indices, bits, int(np.prod(sizes, dtype=np.int64)), signed=False)]
     return values.reshape(sizes)

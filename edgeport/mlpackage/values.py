@@ -139,6 +139,12 @@ def unpack_bits(packed: np.ndarray, bits: int, count: int, *, signed: bool) -> n
     return (codes << shift).view(np.int8) >> shift
 
 
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Undo `unpack_bits` for codes that are not negative: uint8 (n,) -> uint8 (ceil(n * bits / 8),)."""
+    planes = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+    return np.packbits(planes, bitorder="little")
+
+
 def decode_bytes(raw: np.ndarray, element: ElementType, count: int) -> np.ndarray:
     """Bytes as an array of `count` elements of a stored type, flat; a view of the bytes where nothing is packed.
 

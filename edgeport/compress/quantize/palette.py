@@ -134,7 +134,7 @@ def _use_few_values(positions: torch.Tensor, centres: torch.Tensor) -> torch.Ten
     """The values themselves where there are no more of them than centres, the last one repeated."""
     distinct = (positions.diff(dim=1) > 0).sum(1) + 1
     for row in (distinct <= centres.shape[1]).nonzero().flatten().tolist():
-        values = positions[row].unique()
+        values = torch.unique(positions[row])
         centres[row, : len(values)], centres[row, len(values) :] = values, values[-1]
     return centres
 
@@ -218,8 +218,9 @@ def quantize_palette(
         shares = importance.to(torch.float32).repeat(size).reshape(1, -1)
     entries = 2**bits
     block = max(1, BLOCK // max(values.shape[1], CANDIDATES * entries * WINDOW))
-    palettes = [_stored(fit_palettes(part, entries, shares), scale_dtype) for part in values.split(block)]
-    codes = [nearest_entries(part, palette) for part, palette in zip(values.split(block), palettes, strict=True)]
+    parts = torch.split(values, block)
+    palettes = [_stored(fit_palettes(part, entries, shares), scale_dtype) for part in parts]
+    codes = [nearest_entries(part, palette) for part, palette in zip(parts, palettes, strict=True)]
     return QuantizedTensor(
         codes=from_matrix(torch.cat(codes).reshape(rows, columns), weight.shape, axis),
         scale=torch.ones(rows, 1),

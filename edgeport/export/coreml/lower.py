@@ -19,7 +19,7 @@ import torch
 
 from edgeport.errors import EdgeportError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
-from edgeport.export.coreml.compressed import attach
+from edgeport.export.coreml.compressed import check_forms, compressed_constants, readers
 from edgeport.export.coreml.float16 import takes_float16, tame_constants
 from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
 from edgeport.export.coreml.library import converting, failing_operator, load_coremltools
@@ -31,7 +31,7 @@ from edgeport.mlpackage.constants import Constant, constants
 from edgeport.mlpackage.package import load_package
 from edgeport.mlpackage.program import Function, parse_function
 from edgeport.model.types import Model, TensorSpec
-from edgeport.quantized import QuantizedTensor
+from edgeport.quantized import QuantizedTensor, digest
 from edgeport.target import Target
 
 ENTRY = "model.mlpackage"
@@ -50,6 +50,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         raise TargetRefusesError(f"The target {target.name!r} has no [coreml] table.", where=target.name)
     deployment = target.coreml.minimum_deployment_target
     check_enumerated(model, settings, deployment)
+    check_forms(model.quantized, deployment, settings.precision)
     ct = load_coremltools()
     classifier = settings.image_input and bool(model.labels)
     half = settings.precision == "fp16"
@@ -57,8 +58,10 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         norms = stack.enter_context(safe_norms(model.module)) if half else []
         program = export(model, settings, probabilities=classifier)
     changed = tame_constants(program) if half else 0
-    names = attach(program, model.quantized)
-    mlmodel = _convert(ct, program, model, settings, deployment, classifier)
+    names = readers(program, model.quantized)
+    written = {read_as: model.quantized[name] for name, inputs in names.items() for read_as in inputs}
+    with compressed_constants(written, deployment):
+        mlmodel = _convert(ct, program, model, settings, deployment, classifier)
     path = out / ENTRY
     write_package(path, mlmodel.get_spec(), Path(mlmodel.weights_dir))
     shutil.rmtree(mlmodel.package_path, ignore_errors=True)
@@ -155,11 +158,10 @@ def _input_specs(model: Model, settings: LoweringSettings) -> tuple[TensorSpec, 
 def _same(stored: Constant, tensor: QuantizedTensor) -> bool:
     if stored.operator == "const" or stored.type is None or stored.type.count != tensor.codes.numel():
         return False
-    found = logical(stored)
-    return torch.equal(found.codes, tensor.codes) and torch.equal(found.scale, tensor.scale)
+    return digest(logical(stored)) == digest(tensor)
 
 
-def _stored_names(model: Model, inputs: Mapping[str, str], found: Mapping[str, Constant]) -> dict[str, str]:
+def _stored_names(model: Model, inputs: Mapping[str, tuple[str, ...]], found: Mapping[str, Constant]) -> dict[str, str]:
     """Where each compressed weight is in the file.
 
     A constant carries the name of the program's input, at times with a suffix; of two weights with equal bytes
@@ -169,9 +171,9 @@ def _stored_names(model: Model, inputs: Mapping[str, str], found: Mapping[str, C
         EdgeportError: a weight is in the file otherwise than compressed (a bug: nothing here should do that).
     """
     names = {}
-    for name, start in inputs.items():
+    for name, read_as in inputs.items():
         tensor = model.quantized[name]
-        likely = [key for key in found if key.startswith(start)]
+        likely = [key for key in found if key.startswith(read_as)]
         stored = next((key for key in (*sorted(likely), *found) if _same(found[key], tensor)), None)
         if stored is None:
             raise EdgeportError("The converter did not keep a compressed weight as it was.", where=f"layer {name}")
