@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeport.compress.prepare.awq import ALPHAS, awq_scale, output_error
+from edgeport.compress.prepare.awq import ALPHAS, awq_scale, scaled_error
 from edgeport.compress.prepare.smooth import smooth_scale
 from edgeport.compress.quantize.grid import Grid
 from edgeport.errors import BadInputError
@@ -60,7 +60,7 @@ def test_awq_is_the_papers_search_on_the_data(bits, group, seed):
     expected, losses = slow_awq(weights, inputs, bits, group)
     found = awq_scale(weights, *moments(inputs), Grid(bits, group), scale_search=False, weighted=False)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
-    at_best = output_error(weights, moments(inputs)[0], found, Grid(bits, group), scale_search=False, weighted=False)
+    at_best = scaled_error(weights, moments(inputs)[0], found, Grid(bits, group), scale_search=False, weighted=False)
     assert at_best == pytest.approx(min(losses), rel=1e-3)
     assert min(losses) < 0.8 * losses[0]
 
@@ -74,8 +74,8 @@ def test_awq_is_never_worse_than_no_scale(seed, grid, weighted):
     weights, inputs = problem(seed)
     second_moment, mean_abs = moments(inputs)
     scale = awq_scale(weights, second_moment, mean_abs, grid, weighted=weighted)
-    error = output_error(weights, second_moment, scale, grid, weighted=weighted)
-    assert error <= output_error(weights, second_moment, torch.ones(32), grid, weighted=weighted)
+    error = scaled_error(weights, second_moment, scale, grid, weighted=weighted)
+    assert error <= scaled_error(weights, second_moment, torch.ones(32), grid, weighted=weighted)
 
 
 def test_awq_lowers_the_error_where_activations_have_outliers():
@@ -83,7 +83,7 @@ def test_awq_lowers_the_error_where_activations_have_outliers():
     second_moment, mean_abs = moments(inputs)
     grid = Grid(4, 16)
     scale = awq_scale(weights, second_moment, mean_abs, grid)
-    assert output_error(weights, second_moment, scale, grid) < 0.9 * output_error(
+    assert scaled_error(weights, second_moment, scale, grid) < 0.9 * scaled_error(
         weights, second_moment, torch.ones(32), grid
     )
 
@@ -108,8 +108,8 @@ def test_columns_that_read_one_channel_get_one_factor():
     second_moment, mean_abs = moments(inputs)
     scale = awq_scale(weights, second_moment, mean_abs, Grid(4, 16), columns=columns)
     assert scale.shape == (16,)
-    error = output_error(weights, second_moment, scale[columns], Grid(4, 16))
-    assert error <= output_error(weights, second_moment, torch.ones(32), Grid(4, 16))
+    error = scaled_error(weights, second_moment, scale[columns], Grid(4, 16))
+    assert error <= scaled_error(weights, second_moment, torch.ones(32), Grid(4, 16))
     shared = torch.stack([mean_abs[:8], mean_abs[8:16]]).mean(0)  # alpha is at most .95: the order stays
     assert (scale[:8].argsort() == shared.argsort()).all() or torch.equal(scale, torch.ones(16))
 

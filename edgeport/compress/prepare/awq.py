@@ -26,7 +26,7 @@ LEAST = 1e-4
 """Least scale before normalisation, as in the authors' code."""
 
 
-def output_error(
+def scaled_error(
     weights: Sequence[torch.Tensor],
     second_moment: torch.Tensor,
     scale: torch.Tensor,
@@ -68,7 +68,7 @@ def awq_scale(
     """The factors to fold across a pair (`fold.scale_pair`).
 
     Args:
-        weights, second_moment, grid, scale_search, weighted: see `output_error`; how the weights will be quantized
+        weights, second_moment, grid, scale_search, weighted: see `scaled_error`; how the weights will be quantized
             afterwards is how the error should be measured here.
         mean_abs: (K,), the mean |x| of each input channel, or the sum: a common factor changes nothing.
         columns: `Pair.columns`: the channel that each column reads; None when each has its own.
@@ -89,7 +89,7 @@ def awq_scale(
         scale = (activation**alpha).clamp_min(LEAST)
         scale = scale / (scale.max() * scale.min()).sqrt()
         spread = scale if columns is None else scale[columns]
-        error = output_error(weights, moment, spread, grid, scale_search=scale_search, weighted=weighted)
+        error = scaled_error(weights, moment, spread, grid, scale_search=scale_search, weighted=weighted)
         if error < least:
             best, least = scale, error
     return best

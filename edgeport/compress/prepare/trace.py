@@ -12,12 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers.pytorch_utils import Conv1D
 
 Node = torch.autograd.graph.Node
-
-PRODUCTS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, Conv1D)
-"""Layers with a weight matrix. Any other layer with a weight is looked at as a possible normalisation."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,9 @@ def _is_layer(module: nn.Module) -> bool:
 def _norm(name: str, layer: nn.Module, call: Call) -> Norm | None:
     """Recognise a normalisation: `unit * (weight + offset) + bias` along the last dimension."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    if isinstance(layer, PRODUCTS) or not isinstance(weight, torch.Tensor):
+    if not isinstance(weight, torch.Tensor) or weight.shape != call.output.shape[-1:]:
         return None
-    if weight.shape != call.output.shape[-1:] or call.input.shape != call.output.shape:
+    if call.input.shape != call.output.shape:
         return None
 
     def at(value: float, inputs: torch.Tensor) -> torch.Tensor:
