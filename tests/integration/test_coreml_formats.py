@@ -15,6 +15,7 @@ from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import TargetRefusesError
+from edgeport.export import dispatch
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.lower import lower
 from edgeport.export.coreml.weights import read_weights
@@ -253,8 +254,15 @@ def test_every_format_that_the_target_lists(target, tmp_path):
         assert np.linalg.norm(measured[name] - expected.numpy()) < 1e-5 * float(expected.norm())
 
 
-def test_the_delegate_lists_what_the_package_does():
-    assert load_target("ios18-executorch-coreml").weights == load_target("ios18-coreml").weights
+def test_the_delegate_takes_what_the_package_does(tmp_path):
+    """The same table, and a package with odd widths inside a .pte file reads back the same."""
+    target = load_target("ios18-executorch-coreml")
+    assert target.weights == load_target("ios18-coreml").weights
+    model = a_model({"embed.weight": "lut3_g8", "wide.weight": "uint4_g16", "mix.weight": "lut6"})
+    artifact = dispatch.lower(model, target, LoweringSettings("fp16", "fixed"), tmp_path)
+    assert artifact.entry.endswith(".pte")
+    for name, stored in dispatch.read_weights(artifact).items():
+        assert digest(stored) == digest(model.quantized[name]), name
 
 
 REFUSED = [
