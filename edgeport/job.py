@@ -17,6 +17,7 @@ from edgeport.storage import cache_root, hash_value
 
 if TYPE_CHECKING:
     from edgeport.compress import Assignment
+    from edgeport.compress.stored import Stored
     from edgeport.export.artifact import LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
@@ -63,6 +64,7 @@ class ExportRequest:
         sequence: length of the sequence axis, fixed or traced with; it moves the limit that the target sets.
         enumerated: lengths of the sequence axis to enumerate (Core ML).
         samples: real inputs to compare on; a model with large outputs uses fewer.
+        reference_bytes: most bytes of reference outputs; at least four samples are kept whatever they take.
         quick: a short latency run, flagged not valid.
     """
 
@@ -82,6 +84,7 @@ class ExportRequest:
     ort_format: bool | None = None
     samples: int = 64
     quick: bool = False
+    reference_bytes: int = 400_000_000
 
 
 def lowering_settings(request: ExportRequest) -> LoweringSettings:
@@ -120,12 +123,16 @@ class Job:
     """A request with everything decided and nothing long done: the model is loaded, each weight has its format.
 
     The keys of all stages follow from it.
+
+    Attributes:
+        compressed: what `edgeport compress` made, where the model is such a folder; `model` is then compressed.
     """
 
     request: ExportRequest
     model: Model
     assignments: tuple[Assignment, ...]
     settings: LoweringSettings
+    compressed: Stored | None = None
 
     @cached_property
     def model_key(self) -> str:
@@ -144,14 +151,14 @@ class Job:
 
     @cached_property
     def sample_count(self) -> int:
-        """Samples compared, so few that the reference outputs stay below 400 MB."""
+        """Samples compared, so few that the reference outputs stay below the request's limit."""
         per_sample = 0
         for spec in self.model.outputs:
             count = 1
             for size in spec.fixed_shape():
                 count *= size
             per_sample += count * 4
-        return max(4, min(self.request.samples, 400_000_000 // max(per_sample, 1)))
+        return max(4, min(self.request.samples, self.request.reference_bytes // max(per_sample, 1)))
 
     @cached_property
     def sequences(self) -> tuple[int, ...]:
@@ -217,6 +224,11 @@ class Job:
         return any(item.format.quantized for item in self.assignments)
 
     @property
+    def baseline_model(self) -> Model:
+        """The model as the baseline is lowered: without its compressed forms, if it came with any."""
+        return replace(self.model, quantized={}, activations={})
+
+    @property
     def baseline_settings(self) -> LoweringSettings:
         """The artifact's settings in full precision: what the recipe fp32 makes, so that one lowering serves both."""
         return replace(self.settings, precision="fp32")
@@ -245,7 +257,9 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     """
     from edgeport.compress import assign
     from edgeport.compress.assign import check_precision
+    from edgeport.compress.stored import check_stored_inputs, open_for_target
     from edgeport.export.dispatch import check_settings
+    from edgeport.model.compressed import compressed_folder
     from edgeport.model.load import load_model
     from edgeport.model.shapes import with_axis, with_limit
 
@@ -266,7 +280,13 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
         model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
     check_settings(model, request.target, settings)
-    return Job(request, model, assign(model, request.recipe, request.target), settings)
+    folder = compressed_folder(request.model)
+    if folder is None:
+        return Job(request, model, assign(model, request.recipe, request.target), settings)
+    model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
+    job = Job(request, model, assignments, settings, before)
+    check_stored_inputs(model, before.reference, job.sequences)
+    return job
 
 
 def make_plan(job: Job) -> Plan:
@@ -284,11 +304,16 @@ def make_plan(job: Job) -> Plan:
     baseline = planning.predict_size(model, (), "fp32", target.runtime)
     memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
     disk = 2 * predicted + baseline + planning.reference_bytes(model, job.sample_count)
+    before = job.compressed is not None
     stages = [
-        ("reference", f"{job.sample_count} inputs through the torch model", job.reference_key),
-        ("compress", f"recipe {recipe.name}", job.compress_key if job.compresses else None),
+        ("reference", "stored with the compressed model", None)
+        if before
+        else ("reference", f"{job.sample_count} inputs through the torch model", job.reference_key),
+        ("compress", f"recipe {recipe.name}" + (", done before" if before else ""), None)
+        if before or not job.compresses
+        else ("compress", f"recipe {recipe.name}", job.compress_key),
         ("lower", f"{target.runtime}, {settings.precision}, {settings.shapes} shapes", job.lower_key),
-        ("baseline", "the same model in fp32, to compare with", job.baseline_key),
+        ("baseline", f"the {'dequantised' if before else 'same'} model in fp32, to compare with", job.baseline_key),
         ("validate", target.execution.statement, job.validate_key),
     ]
     available = psutil.virtual_memory().available

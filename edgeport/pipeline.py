@@ -18,10 +18,12 @@ from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_
 from edgeport.storage import canonical_json, read_json
 
 if TYPE_CHECKING:
+    from edgeport.compress import LayerRecord
+    from edgeport.data.samples import SampleRecord
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import Verdict
+    from edgeport.validate.evidence import DataRecord, Verdict
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -50,7 +52,7 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Plan:
     return make_plan(prepare(request, progress or Silent()))
 
 
-def _reference(job: Job, progress: Progress) -> Path:
+def make_reference(job: Job, progress: Progress) -> Path:
     """Real inputs and the uncompressed torch model's outputs on them: inputs, outputs, record.json."""
     from edgeport.data.samples import samples
     from edgeport.runtime.torch import TorchSession
@@ -74,16 +76,23 @@ def _reference(job: Job, progress: Progress) -> Path:
         save_vectors(out / "outputs.safetensors", outputs)
         (out / "record.json").write_text(canonical_json({**asdict(record), "samples": len(inputs)}))
 
+    if job.compressed is not None:
+        progress.stage("reference", "stored with the compressed model")
+        return job.compressed.reference
     progress.stage("reference", f"{job.sample_count} inputs")
     return run_stage("reference", job.reference_key, make, report=progress.message)
 
 
-def _compress(job: Job, progress: Progress) -> tuple[Model, Path]:
-    """The compressed model, and the folder it is stored in."""
+def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRecord, ...], SampleRecord | None]:
+    """The compressed model, what happened to each layer, and what methods were tuned on."""
     from edgeport.compress import apply_recipe
     from edgeport.compress.calibrate import calibration_samples
-    from edgeport.compress.saved import load_compressed, save_compressed
+    from edgeport.compress.saved import load_calibration, load_compressed, load_records, save_compressed
     from edgeport.stages import run_stage
+
+    if job.compressed is not None:
+        progress.stage("compress", f"{job.request.recipe.name}, done before")
+        return job.model, job.compressed.layers, job.compressed.calibration
 
     request = job.request
 
@@ -96,7 +105,18 @@ def _compress(job: Job, progress: Progress) -> tuple[Model, Path]:
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)
-    return load_compressed(folder, job.model, job.assignments), folder
+    return load_compressed(folder, job.model, job.assignments), load_records(folder), load_calibration(folder)
+
+
+def _data(job: Job, reference: Path) -> DataRecord:
+    """The inputs that evidence is measured on."""
+    from edgeport.validate.evidence import DataRecord
+
+    record = DataRecord(**read_json(reference / "record.json"))
+    if job.compressed is None:
+        return record
+    words = f"{record.slice}; the uncompressed model's outputs were stored when it was compressed"
+    return record.model_copy(update={"slice": words})
 
 
 def _lower(
@@ -133,7 +153,6 @@ def _measure(
     from edgeport.bundle.golden import MOST_SAMPLES
     from edgeport.runtime.session import open_session
     from edgeport.stages import run_stage
-    from edgeport.validate.evidence import DataRecord
     from edgeport.validate.run import QUICK, Effort, measure
     from edgeport.vectors import load_vectors, save_vectors
 
@@ -146,7 +165,7 @@ def _measure(
             task=model.task,
             execution=job.request.target.execution,
             logical=model.quantized,
-            data=DataRecord(**read_json(reference / "record.json")),
+            data=_data(job, reference),
             baseline=baseline,
             predicted_bytes=predicted_bytes,
             effort=QUICK if job.request.quick else Effort(),
@@ -172,7 +191,6 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     from edgeport.bundle.golden import MOST_SAMPLES, Golden
     from edgeport.bundle.write import Contents, check_destination, write_bundle
     from edgeport.compress.apply import check_finite
-    from edgeport.compress.saved import load_calibration, load_records
     from edgeport.gate import conclude
     from edgeport.report import render_report
     from edgeport.stages import toolchain_versions
@@ -189,10 +207,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     for warning in planned.warnings:
         progress.message(warning)
 
-    reference = _reference(job, progress)
-    model, compressed = _compress(job, progress)
+    reference = make_reference(job, progress)
+    model, layers, calibration = make_compressed(job, progress)
     artifact = _lower("lower", job.lower_key, model, job, job.settings, progress)
-    baseline = _lower("baseline", job.baseline_key, job.model, job, job.baseline_settings, progress)
+    baseline = _lower("baseline", job.baseline_key, job.baseline_model, job, job.baseline_settings, progress)
     measured = _measure(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
     progress.stage("bundle", str(request.output))
@@ -204,8 +222,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         target=request.target,
         settings=job.settings,
         artifact=artifact,
-        layers=load_records(compressed),
-        calibration=load_calibration(compressed),
+        layers=layers,
+        calibration=calibration,
         golden=Golden(
             inputs=tuple(load_vectors(reference / "inputs.safetensors")[:MOST_SAMPLES]),
             outputs=tuple(load_vectors(reference / "outputs.safetensors")[:MOST_SAMPLES]),

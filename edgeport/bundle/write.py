@@ -89,19 +89,23 @@ def evidence_text(evidence: Evidence) -> str:
     return canonical_json(evidence.model_dump(mode="json")).replace("<", "\\u003c")
 
 
-def check_destination(destination: Path, *, force: bool) -> None:
+def check_destination(destination: Path, *, force: bool, marker: str = MANIFEST, what: str = "bundle") -> None:
     """Refuse, before anything long starts, a place where a bundle can't be put.
 
     With `force` an older bundle or an empty folder is replaced; a folder of anything else never is.
+
+    Args:
+        marker: the file that tells an older output from a folder of anything else.
+        what: the output's name, for messages.
 
     Raises:
         BadInputError: the place is taken, or can't be made.
     """
     if destination.is_dir():
         taken = any(destination.iterdir())
-        if taken and not (destination / MANIFEST).is_file():
+        if taken and not (destination / marker).is_file():
             raise BadInputError(
-                "The output folder exists and is no bundle; edgeport does not replace it.",
+                f"The output folder exists and is no {what}; edgeport does not replace it.",
                 where=destination,
                 next_step="Choose another output folder.",
             )

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from edgeport.pipeline import ExportRequest, ExportResult
     from edgeport.plan import Plan
+    from edgeport.recipe import Recipe
+
+
+DEFAULT_RECIPE = "int8"
 
 
 class Shapes(StrEnum):
@@ -42,12 +46,23 @@ def _lengths(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def _recipe(reference: str | None, model: str) -> Recipe:
+    """The recipe asked for; without one a compressed folder's own, or int8."""
+    from edgeport.model.compressed import compressed_folder, read_record
+    from edgeport.recipe import load_recipe
+
+    if reference is None and (folder := compressed_folder(model)) is not None:
+        return read_record(folder).recipe
+    return load_recipe(reference or DEFAULT_RECIPE)
+
+
 def export(
     model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL",
-            help="zoo:NAME, a Hugging Face folder or hub id, a .gguf file, or package.module:factory.",
+            help="zoo:NAME, a Hugging Face folder or hub id, a folder of `edgeport compress`, a .gguf file, or "
+            "package.module:factory.",
             show_default=False,
         ),
     ],
@@ -56,8 +71,14 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="What to do: a name of `edgeport recipes`, or a .toml file.")
-    ] = "int8",
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="What to do: a name of `edgeport recipes`, or a .toml file.",
+            show_default="int8; of a compressed folder its own",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it is a bundle.")] = False,
     shapes: Annotated[
@@ -108,18 +129,18 @@ def export(
       edgeport export ./my-hf-model -t ios18-coreml --recipe int8 --enumerate 32,64,128 -o out/mine
       edgeport export my_package.models:make_net -t raspberry-pi-5-executorch -r fp32 -o out/net
       edgeport export zoo:smollm2 -t android-arm64-ort -r int4 -o out/lm --dry-run
+      edgeport export out/minilm-int8 -t ios18-coreml -o out/bundle      # what `edgeport compress` wrote
 
     Finished stages are kept in the cache: an interrupted run goes on where it was.
     """
     from edgeport.cli.console import answer, working
     from edgeport.pipeline import ExportRequest
-    from edgeport.recipe import load_recipe
     from edgeport.target import load_target
 
     request = ExportRequest(
         model=model,
         target=load_target(target),
-        recipe=load_recipe(recipe),
+        recipe=_recipe(recipe, model),
         output=output,
         force=force,
         name=name,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli import doctor, export, inspect, recipes, targets, validate, zoo
+from edgeport.cli import compress, doctor, export, inspect, recipes, targets, validate, zoo
 from edgeport.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, EdgeportError
 
 EXIT_INTERRUPTED = 130
@@ -23,6 +23,7 @@ number was measured on the file inside it.
 Examples:
   edgeport export zoo:minilm --target android-arm64-ort -o out/minilm
   edgeport export ./my-hf-model --target ios18-coreml --recipe int8 -o out/mine --dry-run
+  edgeport compress zoo:minilm --recipe int8 -o out/minilm-int8
   edgeport validate out/minilm
   edgeport targets
   edgeport doctor
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("export", short_help="Compress, lower, measure and bundle a model.")(export.export)
+app.command("compress", short_help="Compress a model into a folder that any machine can export.")(compress.compress)
 app.command("validate", short_help="Check a bundle's files, run it and judge it again.")(validate.validate)
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)
 app.add_typer(targets.app, name="targets", short_help="Where a model can be sent.")

@@ -19,6 +19,7 @@ TITLES = {
     "baseline": "Lower the fp32 baseline",
     "validate": "Measure the file",
     "bundle": "Write the bundle",
+    "folder": "Write the folder",
 }
 """What each stage of `edgeport.pipeline` is called here. Other names are shown as they are."""
 

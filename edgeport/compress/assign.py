@@ -6,14 +6,15 @@ This is the only place where a recipe meets a target. It reads shapes, never val
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from edgeport.errors import TargetRefusesError
+from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
 from edgeport.model.types import Model
-from edgeport.quantized import ScaleDtype
+from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
 from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
@@ -106,6 +107,12 @@ def _activation(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], na
     )
 
 
+def _scale_dtype(target: Target, weight_format: WeightFormat) -> ScaleDtype:
+    """The float type of a format's scales. Palettes are stored like the scales of whole channels."""
+    grouped = weight_format.group_size is not None and weight_format.scheme != "lut"
+    return target.scales.grouped if grouped else target.scales.per_channel
+
+
 def check_precision(recipe: Recipe, target: Target) -> None:
     """Refuse a precision the target does not offer.
 
@@ -152,7 +159,6 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
         weight_format = WeightFormat.parse(format_name)
         if weight_format.quantized and step is not None:
             activation = _activation(step, target, kinds, name)
-        grouped = weight_format.group_size is not None
         result.append(
             Assignment(
                 name=name,
@@ -160,9 +166,83 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
                 shape=shape,
                 format=weight_format,
                 activation=activation,
-                scale_dtype=target.scales.grouped if grouped else target.scales.per_channel,
+                scale_dtype=_scale_dtype(target, weight_format),
                 tied=names if len(names) > 1 else (),
                 reason=reason,
             )
         )
     return tuple(result)
+
+
+def assign_compressed(
+    model: Model, formats: Mapping[str, str], recipe: Recipe, target: Target
+) -> tuple[Assignment, ...]:
+    """What the weights of a model that was compressed before become on a target: the same codes and values.
+
+    Activations are no part of the weights, so the recipe's first choice that this target offers is taken.
+
+    Args:
+        formats: the weight format of each tensor in `model.quantized`.
+
+    Raises:
+        TargetRefusesError: the target can't take a weight as it is.
+        BadInputError: a compressed weight belongs to no layer that can be compressed.
+    """
+    check_precision(recipe, target)
+    step = recipe.quantize
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    layers = compressible(model.module)
+    stray = sorted(set(model.quantized) - set(layers))
+    if stray:
+        raise BadInputError("A compressed weight belongs to no layer that can be compressed.", where=stray[0])
+    result = []
+    for name, (kinds, names) in layers.items():
+        weight_format = WeightFormat.parse(formats[name] if name in model.quantized else "float")
+        _check_taken(weight_format, kinds, name, target)
+        scale_dtype = _scale_dtype(target, weight_format)
+        activation: ActivationFormat = "float"
+        if name in model.quantized and step is not None:
+            _check_scales(model.quantized[name], scale_dtype, name, target)
+            activation = _activation(step, target, kinds, name)
+        result.append(
+            Assignment(
+                name=name,
+                kinds=kinds,
+                shape=tuple(parameters[name].shape),
+                format=weight_format,
+                activation=activation,
+                scale_dtype=scale_dtype,
+                tied=names if len(names) > 1 else (),
+                reason="compressed before the export",
+            )
+        )
+    return tuple(result)
+
+
+def _check_taken(weight_format: WeightFormat, kinds: tuple[LayerKind, ...], name: str, target: Target) -> None:
+    for kind in kinds:
+        if weight_format.name not in target.weight_formats(kind):
+            raise TargetRefusesError(
+                f"The target {target.name!r} takes no {kind} weights in {weight_format.name}, "
+                "and the model is already compressed.",
+                where=f"layer {name}",
+                allowed=f"{kind} weights in {', '.join(target.weight_formats(kind))}",
+                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or choose "
+                "another target (`edgeport targets`).",
+            )
+
+
+def _check_scales(tensor: QuantizedTensor, dtype: ScaleDtype, name: str, target: Target) -> None:
+    for values in (tensor.scale, tensor.palette):
+        if values is None:
+            continue
+        lost = int((round_scale(values, dtype) != values).sum())
+        if lost:
+            raise TargetRefusesError(
+                f"The target {target.name!r} stores scales as {dtype}, which can't hold {lost} of {values.numel()} "
+                "of this weight, and the model is already compressed.",
+                where=f"layer {name}",
+                allowed=f"scales in {dtype}",
+                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or for no "
+                "target in particular.",
+            )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeport.errors import BadInputError
+from edgeport.model.compressed import compressed_folder, load_compressed
 from edgeport.model.types import Model
 from edgeport.model.zoo import PREFIX, load_zoo
 from edgeport.packages import Progress
@@ -16,7 +17,7 @@ FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ALLOWED = (
     "zoo:NAME",
-    "a Hugging Face folder",
+    "a Hugging Face folder, or one that `edgeport compress` wrote",
     "a .gguf file",
     "package.module:factory",
     "a hub id (organisation/name or hub:name)",
@@ -35,8 +36,9 @@ def load_model(
     """Load a checkpoint, in float32 and eval mode.
 
     Args:
-        reference: `zoo:NAME`, a Hugging Face folder, a `.gguf` file, `package.module:factory`, or a hub id
-            (`organisation/name`, or `hub:` and an id). The hub is only asked for an id that is no local path.
+        reference: `zoo:NAME`, a Hugging Face folder, a folder that `edgeport compress` wrote, a `.gguf` file,
+            `package.module:factory`, or a hub id (`organisation/name`, or `hub:` and an id). The hub is only asked
+            for an id that is no local path.
         name: the model's short name; None takes one from the reference.
         example_inputs: a .safetensors or .npz file of named example inputs, for factories.
         task: optimum's task name; None infers it.
@@ -60,6 +62,8 @@ def _load(
     if reference.startswith(PREFIX):
         return load_zoo(reference, task=task, progress=progress)
     path = Path(reference)
+    if (compressed := compressed_folder(reference)) is not None:
+        return load_compressed(compressed, task=task)
     if path.is_dir():
         from edgeport.model.huggingface import load_folder
 

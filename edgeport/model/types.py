@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgeport.formats import ActivationFormat
     from edgeport.quantized import QuantizedTensor
 
-SourceKind = Literal["huggingface", "hub", "gguf", "factory", "zoo"]
+SourceKind = Literal["huggingface", "hub", "gguf", "factory", "zoo", "compressed"]
 Modality = Literal["text", "image", "audio", "other"]
 
 
