@@ -15,7 +15,7 @@ from edgeport.quantized import QuantizedTensor, dequantize, digest
 def least_error(values: np.ndarray, entries: int, weights: np.ndarray | None = None) -> float:
     """The optimum, O(entries * n**2)."""
     order = np.argsort(values, kind="stable")
-    x = values[order].astype(np.float64)
+    x = values[order].astype(np.float64) - float(values.mean())
     w = np.ones_like(x) if weights is None else weights[order].astype(np.float64)
     n = len(x)
     cost = np.zeros((n + 1, n + 1))
@@ -36,7 +36,7 @@ def error(weight: torch.Tensor, tensor: QuantizedTensor, importance: torch.Tenso
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
-@pytest.mark.parametrize("shape", ["normal", "cauchy", "clusters"])
+@pytest.mark.parametrize("shape", ["normal", "cauchy", "clusters", "far from zero"])
 def test_error_is_nearly_the_optimum(bits, shape):
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(4, 24, generator=generator)
@@ -44,9 +44,31 @@ def test_error_is_nearly_the_optimum(bits, shape):
         weight = torch.tan(torch.pi * (torch.rand(4, 24, generator=generator) - 0.5))
     if shape == "clusters":
         weight = weight * 0.01 + torch.randint(0, 5, weight.shape, generator=generator)
+    if shape == "far from zero":
+        weight = 1000 + 0.01 * weight
     tensor = quantize_palette(weight, bits=bits, group_size=2, scale_dtype="float32")
     optimum = sum(least_error(part.numpy().ravel(), 2**bits) for part in weight.split(2))
-    assert optimum * (1 - 1e-5) <= error(weight, tensor) <= optimum * 1.01
+    assert optimum * (1 - 1e-3) <= error(weight, tensor) <= optimum * 1.01
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("shape", ["normal", "cauchy"])
+def test_never_worse_than_even_steps_or_quantiles_or_lloyd(bits, shape):
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(2, 600, generator=generator)
+    if shape == "cauchy":
+        weight = torch.tan(torch.pi * (torch.rand(2, 600, generator=generator) - 0.5))
+    fitted = error(weight, quantize_palette(weight, bits=bits, group_size=2, scale_dtype="float32"))
+    values = weight.numpy().ravel().astype(np.float64)
+    quantiles = np.quantile(values, (np.arange(2**bits) + 0.5) / 2**bits)
+    for start in (quantiles, np.linspace(values.min(), values.max(), 2**bits)):
+        centres = start
+        for _ in range(6):
+            nearest = np.abs(values[:, None] - centres).argmin(1)
+            assert fitted < ((values - centres[nearest]) ** 2).sum()
+            centres = np.array(
+                [values[nearest == k].mean() if (nearest == k).any() else c for k, c in enumerate(centres)]
+            )
 
 
 def test_importance_weighs_columns():

@@ -151,12 +151,15 @@ def fit_palettes(values: torch.Tensor, entries: int, weights: torch.Tensor | Non
         (P, entries) float64, ascending.
     """
     positions, mass = _points(values, weights)
-    sums = _prefix_sums(positions, mass)
-    candidates = _first_candidates(positions, CANDIDATES * entries)
+    # Differences of squares lose their digits far from 0.
+    middle = (mass * positions).sum(1, keepdim=True) / mass.sum(1, keepdim=True)
+    centred = positions - middle
+    sums = _prefix_sums(centred, mass)
+    candidates = _first_candidates(centred, CANDIDATES * entries)
     for _ in range(PASSES):
-        bounds = _lloyd(positions, sums, _choose_bounds(sums, candidates, entries))
+        bounds = _lloyd(centred, sums, _choose_bounds(sums, candidates, entries))
         candidates = _finer_candidates(bounds)
-    return _use_few_values(positions, _centres(sums, bounds))
+    return _use_few_values(positions, _centres(sums, bounds) + middle)
 
 
 def _stored(palette: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
