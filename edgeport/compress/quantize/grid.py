@@ -65,9 +65,9 @@ def shrink_factors(bits: int) -> tuple[float, ...]:
     return tuple(1 - step * index for index in range(round((1 - lowest) / step) + 1))
 
 
-def _stored(scale: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Scales as the backend stores them, kept away from 0."""
-    magnitude = scale.abs().clamp_min(grid.least_scale)
+def stored_scales(scale: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Scales as the backend stores them, kept away from 0 and from infinity."""
+    magnitude = scale.abs().clamp(grid.least_scale, torch.finfo(getattr(torch, grid.scale_dtype)).max)
     return round_scale(torch.where(scale < 0, -magnitude, magnitude), grid.scale_dtype)
 
 
@@ -123,7 +123,7 @@ def _refit(
         square = (weighted * steps).sum(-1)
         trial = torch.where(square > 0, (weighted * groups).sum(-1) / square.clamp_min(1e-30), scale)
         # A least-squares scale may change its sign only where every code is 0 or noise: leave those.
-        trial = _stored(torch.where(trial * scale > 0, trial, scale), grid)
+        trial = stored_scales(torch.where(trial * scale > 0, trial, scale), grid)
         trial_error = _error(groups, _steps(groups, trial, zero, grid), trial, importance)
         better = trial_error < error
         scale, error = torch.where(better, trial, scale), torch.where(better, trial_error, error)
@@ -136,7 +136,7 @@ def _search(
     best: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] | None = None
     for start, zero in _starts(groups, grid):
         for factor in shrink_factors(grid.bits):
-            scale = _stored(start * factor, grid)
+            scale = stored_scales(start * factor, grid)
             error = _error(groups, _steps(groups, scale, zero, grid), scale, importance)
             if best is None:
                 best = (scale, zero, error)
@@ -167,7 +167,7 @@ def fit_scales(
     groups = grid.groups(matrix)
     if not search:
         start, zero = _starts(groups, grid)[0]
-        return _stored(start, grid), None if zero is None else zero.to(torch.int8)
+        return stored_scales(start, grid), None if zero is None else zero.to(torch.int8)
     weights = None if importance is None else importance.reshape(groups.shape[1:])
     found = [_search(block, grid, weights) for block in torch.split(groups, max(1, BLOCK // matrix.shape[1]))]
     zeros = [zero for _, zero in found if zero is not None]

@@ -17,6 +17,9 @@ import torch
 
 from edgeport.quantized import QuantizedTensor, as_matrix, code_range, dequantize, from_matrix, round_scale
 
+BLOCK = 128
+"""Columns between two updates of everything behind them, as in `gptq.py`."""
+
 
 def _row_errors(change: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """d H d^T of each row. change (N, K), second (K, K) -> (N,)."""
@@ -64,14 +67,19 @@ def _better_codes(tensor: QuantizedTensor, target: torch.Tensor, second: torch.T
     change = (codes - zero) * scale - target
     gradient = change @ second
     diagonal = second.diagonal()
-    for column in torch.nonzero(diagonal > 0).flatten().tolist():
-        wanted = target[:, column] + change[:, column] - gradient[:, column] / diagonal[column]
-        code = torch.clamp(torch.round(wanted / scale[:, column]) + zero[:, column], lowest, highest)
-        moved = (code - codes[:, column]) * scale[:, column]
-        if bool((moved != 0).any()):
+    for start in range(0, codes.shape[1], BLOCK):
+        block = slice(start, min(start + BLOCK, codes.shape[1]))
+        near, moves = gradient[:, block].clone(), torch.zeros_like(gradient[:, block])
+        for offset, column in enumerate(range(block.start, block.stop)):
+            if diagonal[column] <= 0:
+                continue
+            wanted = target[:, column] + change[:, column] - near[:, offset] / diagonal[column]
+            code = torch.clamp(torch.round(wanted / scale[:, column]) + zero[:, column], lowest, highest)
+            moves[:, offset] = (code - codes[:, column]) * scale[:, column]
             codes[:, column] = code
-            change[:, column] += moved
-            gradient += torch.outer(moved, second[column])
+            change[:, column] += moves[:, offset]
+            near += torch.outer(moves[:, offset], second[column, block])
+        gradient += moves @ second[block]
     return codes
 
 
