@@ -3,8 +3,8 @@
     scripts/bench/onnx_kernels.py [--rounds 200] [--json FILE]
 
 One thread. Each file is what `lower` writes for a Linear layer. Each round calls every file once, in an order that
-changes, so that a busy machine slows all of them alike; the ratio is that of the medians. `x` is how many times
-faster than float32; `error` is the relative error against float64 arithmetic with the dequantised weights.
+changes; times are medians of the thread's processor time, which waiting for the processor does not change. `x` is how
+many times faster than float32; `error` is relative, against float64 arithmetic with the dequantised weights.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def measure(columns: int, channels: int, rounds: int) -> list[dict[str, Any]]:
         for index in range(rounds + 5):
             random.Random(index).shuffle(order)
             for number in order:
-                start = time.perf_counter()
+                start = time.thread_time()
                 sessions[number].run(None, {"input": x})
                 if index >= 5:
-                    times[number].append(time.perf_counter() - start)
+                    times[number].append(time.thread_time() - start)
         for number, row in enumerate(rows):
             weight = models[number].module.weight.detach().double().numpy()
             exact = x.astype(np.float64) @ weight.T
@@ -137,7 +137,13 @@ def main() -> None:
         rows = measure(columns, channels, arguments.rounds)
         results += rows
         table = Table(title=f"{columns} x {channels}")
-        for heading in ("weights", "activations", "bits a weight", *(f"{n} row(s): x" for n in ROWS), "error"):
+        for heading in (
+            "weights",
+            "activations",
+            "bits a weight",
+            *(f"x, {n} row{'s' * (n > 1)}" for n in ROWS),
+            "error",
+        ):
             table.add_column(heading)
         for row in rows:
             bits = row["bytes"] * 8 / columns / channels

@@ -13,6 +13,10 @@ graph optimizations disabled leaves the Cast in place) it packs no scales and co
 Accuracy level 4 rounds activations to symmetric int8 in blocks of G columns; level 1 computes in float32. Level 1
 has kernels for 4 bits only and otherwise unpacks the weight at every call, 25 times slower than float32 at one row. So
 8-bit blocks with float activations become a float32 weight when the file is loaded, and 2-bit ones are refused.
+
+Measured on x86-64. On Arm with dot products ONNX Runtime hands 4-bit blocks without zero points, G a multiple of 32, to
+KleidiAI (`UseKleidiAI` in its qnbitgemm_kernel_neon.cpp), which holds scales in bfloat16 and rounds activations a row
+at a time; the session option `mlas.disable_kleidiai` turns that off.
 """
 
 from __future__ import annotations
