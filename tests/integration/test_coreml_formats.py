@@ -17,6 +17,7 @@ from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import TargetRefusesError
 from edgeport.export import dispatch
 from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.coreml.compressed import stored_arrays
 from edgeport.export.coreml.lower import lower
 from edgeport.export.coreml.weights import read_weights
 from edgeport.formats import WeightFormat
@@ -263,6 +264,28 @@ def test_the_delegate_takes_what_the_package_does(tmp_path):
     assert artifact.entry.endswith(".pte")
     for name, stored in dispatch.read_weights(artifact).items():
         assert digest(stored) == digest(model.quantized[name]), name
+
+
+@pytest.mark.parametrize("target", ["ios17-coreml", "ios18-coreml"])
+def test_coremltools_decompresses_to_the_same_numbers(target):
+    """What is written for each listed format, decoded by coremltools' own operator definitions."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import Function, types
+
+    options = load_target(target)
+    deployment = options.coreml.minimum_deployment_target
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"linear": (64, 128), "embedding": (64, 128), "conv": (64, 8, 3, 3), "depthwise_conv": (64, 1, 3, 3)}
+    with Function({"x": Builder.placeholder(shape=(1,), dtype=types.fp32)}, opset_version=ct.target[deployment]):
+        for kind, shape in shapes.items():
+            for form in options.weight_formats(kind):
+                if form == "float":
+                    continue
+                tensor = quantized_as(torch.randn(shape, generator=generator) + 0.5, form)
+                operator, parameters = stored_arrays(tensor, deployment)
+                decoded = getattr(Builder, operator)(**parameters).op.materialized_val_inference()
+                assert np.array_equal(decoded, dequantize(tensor).numpy()), (kind, form)
 
 
 REFUSED = [

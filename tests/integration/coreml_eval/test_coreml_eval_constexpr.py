@@ -42,6 +42,20 @@ def iOS16(mb: Any) -> dict[str, Any]:
             zero_point=np.uint8(128),
             axis=-1,
         ),
+        "affine_unsigned": mb.constexpr_affine_dequantize(
+            quantized_data=integers(0, 256, 4, 3, 2, 2).astype(np.uint8),
+            scale=floats(np.float16, 4),
+            zero_point=np.array([0, 1, 128, 255], np.uint8),
+            axis=0,
+        ),
+        **{
+            f"lut_{bits}bit_packed": mb.constexpr_lut_to_dense(
+                indices=integers(0, 256, -(-35 * bits // 8)).astype(np.uint8),
+                lut=floats(np.float16, 2**bits),
+                shape=np.array([5, 7], np.uint32),
+            )
+            for bits in (1, 4, 8)
+        },
         "lut_2bit": mb.constexpr_lut_to_dense(
             indices=integers(0, 256, 9).astype(np.uint8), lut=floats(np.float16, 4), shape=np.array([5, 7], np.uint32)
         ),
@@ -112,6 +126,9 @@ def iOS18(mb: Any) -> dict[str, Any]:
             )
             for bits in (1, 2, 3, 4, 6, 8)
         },
+        "lut_one_palette": mb.constexpr_lut_to_dense(
+            indices=typed(types.uint3, integers(0, 8, 4, 2, 3, 3)), lut=floats(np.float16, 1, 1, 1, 1, 8, 1)
+        ),
         "lut_vectors": mb.constexpr_lut_to_dense(
             indices=typed(types.uint2, integers(0, 4, 2, 3, 4)),
             lut=floats(np.float32, 1, 1, 2, 4, 3),
