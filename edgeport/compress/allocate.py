@@ -53,7 +53,7 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     least = sum(min(choice.bytes for choice in options) for options in choices.values())
     if least > budget:
         raise BadInputError(
-            f"The weights take {least / 1e6:.2f} MB at least in the formats at hand, the budget is {budget / 1e6:.2f} MB.",
+            f"These formats take {least / 1e6:.2f} MB at least, the budget is {budget / 1e6:.2f} MB.",
             where="bits_per_weight",
             allowed=f"{least} bytes or more",
             next_step="Allow a smaller format, or raise the budget.",

@@ -42,6 +42,6 @@ def test_bytes_that_buy_nothing_are_not_spent():
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_the_least():
-    with pytest.raises(BadInputError, match="at least") as error:
+    with pytest.raises(BadInputError, match="at least, the budget") as error:
         allocate({"a": [Choice("int4", 40, 1.0)], "b": [Choice("int4", 60, 0.0)]}, 99)
     assert "100 bytes" in str(error.value)

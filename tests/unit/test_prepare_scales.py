@@ -88,6 +88,21 @@ def test_awq_lowers_the_error_where_activations_have_outliers():
     )
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_alpha_chosen_on_a_few_rows_is_still_never_worse(seed):
+    """With 3 bits and one sampled row the choice is often bad for the others: it must then be dropped."""
+    weights, inputs = problem(seed)
+    inputs[:, :3] /= torch.tensor([30.0, 10.0, 20.0])  # without outliers there is little to win
+    second_moment, mean_abs = moments(inputs)
+    grid = Grid(3, 16)
+    unscaled = scaled_error(weights, second_moment, torch.ones(32), grid)
+    few = awq_scale(weights, second_moment, mean_abs, grid, rows=1)
+    every = awq_scale(weights, second_moment, mean_abs, grid)
+    assert scaled_error(weights, second_moment, every, grid) <= scaled_error(weights, second_moment, few, grid)
+    assert scaled_error(weights, second_moment, few, grid) <= unscaled
+    assert torch.equal(awq_scale(weights, second_moment, mean_abs, grid, rows=24), every)
+
+
 def test_awq_of_even_activations_is_no_scale():
     weights, _ = problem(0)
     scale = awq_scale(weights, torch.eye(32), torch.ones(32), Grid(4, 16))

@@ -64,6 +64,7 @@ def awq_scale(
     columns: torch.Tensor | None = None,
     scale_search: bool = True,
     weighted: bool = True,
+    rows: int | None = None,
 ) -> torch.Tensor:
     """The factors to fold across a pair (`fold.scale_pair`).
 
@@ -72,6 +73,8 @@ def awq_scale(
             afterwards is how the error should be measured here.
         mean_abs: (K,), the mean |x| of each input channel, or the sum: a common factor changes nothing.
         columns: `Pair.columns`: the channel that each column reads; None when each has its own.
+        rows: α is chosen on this many evenly spaced rows of each weight, and kept only if it lowers the error of
+            all of them; None means all.
 
     Returns:
         Positive float32 (channels,), with the least error on the grid of α; all 1 if no α > 0 lowers it.
@@ -84,12 +87,20 @@ def awq_scale(
     activation = per_channel(mean_abs.to(torch.float32), columns, "mean")
     activation = activation / activation.mean().clamp_min(torch.finfo(torch.float32).tiny)
     moment = second_moment.to(torch.float32)
-    best, least = torch.ones_like(activation), float("inf")
+
+    def error(some: Sequence[torch.Tensor], factors: torch.Tensor) -> float:
+        spread = factors if columns is None else factors[columns]
+        return scaled_error(some, moment, spread, grid, scale_search=scale_search, weighted=weighted)
+
+    sample = weights if rows is None else [weight[:: -(-weight.shape[0] // rows)] for weight in weights]
+    ones = torch.ones_like(activation)
+    best, least = ones, float("inf")
     for alpha in ALPHAS:
         scale = (activation**alpha).clamp_min(LEAST)
         scale = scale / (scale.max() * scale.min()).sqrt()
-        spread = scale if columns is None else scale[columns]
-        error = scaled_error(weights, moment, spread, grid, scale_search=scale_search, weighted=weighted)
-        if error < least:
-            best, least = scale, error
+        found = error(sample, scale)
+        if found < least:
+            best, least = scale, found
+    if rows is not None and error(weights, best) > error(weights, ones):
+        return ones
     return best
