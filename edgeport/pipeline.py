@@ -101,7 +101,7 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
         model, records = apply_recipe(
             job.model, request.recipe, request.target, calibration=tuned, progress=progress.update
         )
-        save_compressed(out, model, records, None if tuned is None else tuned.record)
+        save_compressed(out, job.model, model, records, None if tuned is None else tuned.record)
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)

@@ -79,7 +79,37 @@ class Gptq(Quantize):
     )
 
 
-Step = Annotated[RoundToNearest | Gptq, Field(discriminator="method")]
+class Hqq(Quantize):
+    """`method = "hqq"`: a grid that keeps most weights close and lets a few be far off. No data is needed."""
+
+    method: Literal["hqq"]
+
+
+class Awq(Strict):
+    """`method = "awq"`: before quantizing, scale up the channels with large inputs and the layer before down.
+
+    The function stays the same. Needs calibration data.
+    """
+
+    method: Literal["awq"]
+
+
+class Smooth(Strict):
+    """`method = "smooth"` (SmoothQuant): move the range of activations into the weights, which changes nothing else."""
+
+    method: Literal["smooth"]
+    alpha: float = Field(default=0.5, ge=0, le=1, description="how much of it to move")
+
+
+class Rotate(Strict):
+    """`method = "rotate"` (QuaRot, offline part): spread outliers over all channels. The function stays the same."""
+
+    method: Literal["rotate"]
+    seed: int = 0
+
+
+Prepare = Awq | Smooth | Rotate
+Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare, Field(discriminator="method")]
 
 
 class Calibration(Strict):
@@ -146,15 +176,22 @@ class Recipe(Strict):
         return next((step for step in self.compress if isinstance(step, Quantize)), None)
 
     @property
+    def prepare(self) -> tuple[Prepare, ...]:
+        """The steps before it, which keep the function."""
+        return tuple(step for step in self.compress if not isinstance(step, Quantize))
+
+    @property
     def calibrates(self) -> bool:
         """A step needs real inputs."""
-        return any(step.method != "rtn" for step in self.compress)
+        return any(isinstance(step, Gptq | Awq | Smooth) for step in self.compress)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
+        if value and not isinstance(value[-1], Quantize):
+            raise ValueError("what prepares for quantizing comes before the step that quantizes")
         return value
 
 
@@ -194,13 +231,18 @@ def load_recipe(reference: str) -> Recipe:
 
 __all__ = [
     "LAYER_KINDS",
+    "Awq",
     "Budgets",
     "Calibration",
     "Gptq",
+    "Hqq",
     "Lowering",
+    "Prepare",
     "Quantize",
     "Recipe",
+    "Rotate",
     "RoundToNearest",
+    "Smooth",
     "load_recipe",
     "recipe_names",
     "recipe_path",

@@ -10,8 +10,10 @@ import torch
 
 from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.gptq import quantize_gptq
-from edgeport.compress.quantize.grid import Grid
+from edgeport.compress.quantize.hqq import quantize_hqq
+from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sequential import quantize_in_sequence
@@ -20,7 +22,7 @@ from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, as_matrix, dequantize, digest
-from edgeport.recipe import Gptq, Quantize, Recipe, RoundToNearest
+from edgeport.recipe import Gptq, Hqq, Quantize, Recipe, RoundToNearest
 from edgeport.target import Target
 
 
@@ -132,18 +134,30 @@ def _quantize(
     step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None
 ) -> tuple[QuantizedTensor, Note]:
     """One weight by the recipe's method. A layer whose inputs are no vectors (an embedding) is rounded to nearest."""
-    grid = Grid(item.format.bits, item.format.group_size, item.format.scheme == "int", item.scale_dtype)
-    if moments is None or not isinstance(step, Gptq):
+    second = None if moments is None else moments.second / moments.count
+    if item.format.scheme == "lut":
+        importance = None if second is None else second.diagonal()
+        size = item.format.group_size
+        tensor = quantize_palette(
+            weight, bits=item.format.bits, group_size=size, scale_dtype=item.scale_dtype, importance=importance
+        )
+        name = "palette"
+    elif isinstance(step, Gptq) and second is not None:
+        tensor = quantize_gptq(weight, second, item.grid, act_order=step.act_order, damping=step.damping)
+        if step.refine:
+            tensor = refine(tensor, weight, second, rounds=step.refine)
+        name = "gptq"
+    elif isinstance(step, Hqq):
+        tensor, name = quantize_hqq(weight, item.grid), "hqq"
+    else:
         search = step.scale_search if isinstance(step, RoundToNearest) else True
-        return quantize_rtn(weight, grid, scale_search=search), Note("rtn", None)
-    second = moments.second / moments.count
-    tensor = quantize_gptq(weight, second, grid, act_order=step.act_order, damping=step.damping)
-    if step.refine:
-        tensor = refine(tensor, weight, second, rounds=step.refine)
+        tensor, name = quantize_rtn(weight, item.grid, scale_search=search), "rtn"
+    if second is None:
+        return tensor, Note(name, None)
     matrix = as_matrix(weight.to(torch.float32))
     energy = output_error(matrix.clone(), second)
     change = as_matrix(dequantize(tensor)) - matrix
-    return tensor, Note("gptq", (output_error(change, second) / energy) ** 0.5 if energy > 0 else 0.0)
+    return tensor, Note(name, (max(output_error(change, second), 0.0) / energy) ** 0.5 if energy > 0 else 0.0)
 
 
 def apply_recipe(
@@ -175,17 +189,16 @@ def apply_recipe(
         tensor, notes[item.name] = _quantize(step, item, weight, moments)
         return tensor
 
+    inputs = as_tensors(model, calibration or calibration_samples(model, recipe)) if recipe.calibrates else []
+    model = prepare(model, recipe.prepare, assignments, inputs, weighted=isinstance(step, Gptq))
     quantized: dict[str, QuantizedTensor] = {}
-    if recipe.calibrates:
-        samples = calibration or calibration_samples(model, recipe)
-        quantized = quantize_in_sequence(
-            model.module, assignments, as_tensors(model, samples), method, progress=progress
-        )
+    if isinstance(step, Gptq):
+        quantized = quantize_in_sequence(model.module, assignments, inputs, method, progress=progress)
     else:
         parameters = dict(model.module.named_parameters(remove_duplicate=False))
         for index, item in enumerate(assignments):
             if item.format.quantized:
-                quantized[item.name] = method(item, parameters[item.name], None)
+                quantized[item.name] = method(item, parameters[item.name].detach(), None)
             if progress is not None:
                 progress(index + 1, len(assignments))
     return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized, notes)

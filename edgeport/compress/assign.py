@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from edgeport.compress.quantize.grid import Grid
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
 from edgeport.model.types import Model
@@ -30,6 +31,7 @@ class Assignment:
         format: the weight format chosen.
         activation: activation format of the layer that multiplies by it.
         scale_dtype: the float type in which the backend stores its scales.
+        signed_scales: the backend takes negative ones.
         tied: every name of this parameter, when there are several.
         reason: why this format, in a few words.
     """
@@ -42,6 +44,14 @@ class Assignment:
     scale_dtype: ScaleDtype
     tied: tuple[str, ...]
     reason: str
+    signed_scales: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        """The integer grid of the format on this target. Not for palettes."""
+        return Grid(
+            self.format.bits, self.format.group_size, self.format.scheme == "int", self.scale_dtype, self.signed_scales
+        )
 
 
 def layer_kind(module: torch.nn.Module) -> LayerKind | None:
@@ -169,6 +179,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
                 scale_dtype=_scale_dtype(target, weight_format),
                 tied=names if len(names) > 1 else (),
                 reason=reason,
+                signed_scales=target.scales.signed and weight_format.group_size is not None,
             )
         )
     return tuple(result)
@@ -236,6 +247,14 @@ def _check_scales(tensor: QuantizedTensor, dtype: ScaleDtype, name: str, target:
     for values in (tensor.scale, tensor.palette):
         if values is None:
             continue
+        negative = int((values < 0).sum())
+        if negative and values is tensor.scale and not target.scales.signed:
+            raise TargetRefusesError(
+                f"The target {target.name!r} takes no negative scales, which {negative} of this weight are.",
+                where=f"layer {name}",
+                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or for no "
+                "target in particular.",
+            )
         lost = int((round_scale(values, dtype) != values).sum())
         if lost:
             raise TargetRefusesError(

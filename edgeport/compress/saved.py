@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,26 @@ LAYERS = "layers.json"
 PARTS = ("codes", "scale", "zero_point", "palette")
 
 
+def _prepared(original: Model, model: Model) -> dict[str, torch.Tensor]:
+    """The float tensors that preparation changed, by name; each once."""
+    before = original.module.state_dict()
+    return {
+        name: value.detach().clone()
+        for name, value in model.module.named_parameters()
+        if name not in model.quantized and not torch.equal(value, before[name])
+    }
+
+
 def save_compressed(
-    folder: Path, model: Model, records: tuple[LayerRecord, ...], calibration: SampleRecord | None = None
+    folder: Path,
+    original: Model,
+    model: Model,
+    records: tuple[LayerRecord, ...],
+    calibration: SampleRecord | None = None,
 ) -> None:
-    """Write a model's quantized weights, layer records, and what they were tuned on, into a folder."""
-    tensors: dict[str, torch.Tensor] = {}
+    """Write what makes `model` of the original into a folder: quantized weights, float weights that preparation
+    changed, layer records, and what the weights were tuned on."""
+    tensors = {f"{name}.float": value for name, value in _prepared(original, model).items()}
     forms: dict[str, dict[str, Any]] = {}
     for name, tensor in model.quantized.items():
         parts = {part: getattr(tensor, part) for part in PARTS}
@@ -62,7 +78,14 @@ def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, .
     quantized = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         names = set(file.keys())
+        floats = {name.removesuffix(".float"): file.get_tensor(name) for name in names if name.endswith(".float")}
         for name, form in forms.items():
             parts = {part: file.get_tensor(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in names}
             quantized[name] = QuantizedTensor(**{"zero_point": None, **parts, **form})
+    if floats:
+        model = replace(model, module=copy.deepcopy(model.module))
+        parameters = dict(model.module.named_parameters())
+        with torch.no_grad():
+            for name, value in floats.items():
+                parameters[name].copy_(value)
     return set_weights(model, quantized, assignments)

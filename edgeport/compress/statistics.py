@@ -25,11 +25,13 @@ class Moments:
     Attributes:
         second: (K, K) float32, sum of x x^T.
         mean_abs: (K,) float32, sum of |x|.
+        max_abs: (K,) float32, largest |x|.
         count: input vectors summed.
     """
 
     second: torch.Tensor
     mean_abs: torch.Tensor
+    max_abs: torch.Tensor
     count: int = 0
 
 
@@ -82,9 +84,13 @@ def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moment
             columns = vectors.shape[1]
             found = moments.get(name)
             if found is None:
-                found = moments[name] = Moments(torch.zeros(columns, columns), torch.zeros(columns))
+                found = moments[name] = Moments(
+                    torch.zeros(columns, columns), torch.zeros(columns), torch.zeros(columns)
+                )
             found.second.addmm_(vectors.T, vectors)
-            found.mean_abs += vectors.abs().sum(0)
+            size = vectors.abs()
+            found.mean_abs += size.sum(0)
+            found.max_abs = torch.maximum(found.max_abs, size.amax(0))
             found.count += vectors.shape[0]
 
         return observe

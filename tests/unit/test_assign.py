@@ -9,7 +9,7 @@ from edgeport.compress import apply_recipe, assign
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.model.types import Model, Source
 from edgeport.quantized import dequantize
-from edgeport.recipe import Recipe, load_recipe, recipe_names
+from edgeport.recipe import Quantize, Recipe, load_recipe, recipe_names
 from edgeport.target import load_target, target_names
 
 
@@ -87,7 +87,10 @@ def test_scales_are_searched_on_the_grid_the_target_stores(model):
     by_name = {row.name: row for row in rows}
     assert by_name["fc.weight"].scale_dtype == "bfloat16"
     assert by_name["odd.weight"].scale_dtype == "float32"
-    compressed, _ = apply_recipe(model, load_recipe("int4"), load_target("android-arm64-executorch"))
+    int4 = load_recipe("int4")
+    step = {**int4.compress[-1].model_dump(include=set(Quantize.model_fields)), "method": "rtn"}
+    nearest = Recipe.model_validate({**int4.model_dump(), "compress": [step]})
+    compressed, _ = apply_recipe(model, nearest, load_target("android-arm64-executorch"))
     scale = compressed.quantized["fc.weight"].scale
     assert torch.equal(scale, scale.bfloat16().float())
 
