@@ -59,7 +59,7 @@ class CompressResult:
     Attributes:
         layers: what happened to each weight that can be compressed.
         bytes_before: of all parameters in float32.
-        bytes_after: of model.safetensors.
+        bytes_after: of the file of weights.
         samples: inputs stored with the uncompressed model's outputs.
         files: sha256 of every file of the folder but edgeport.json.
     """
@@ -80,7 +80,7 @@ class CompressPlan:
 
     Attributes:
         bytes_before: of all parameters in float32.
-        bytes_after: of model.safetensors, predicted.
+        bytes_after: of the file of weights, predicted; without its header of names.
         cached: the compression lies in the cache already.
     """
 

@@ -113,7 +113,9 @@ def export(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=4, help="Real inputs to compare on (a compressed folder has its own).")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=4, help="Real inputs to compare on (a compressed folder has its own).")
+    ] = 64,
     quick: Annotated[
         bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")
     ] = False,

@@ -47,7 +47,7 @@ def open_for_target(
     record = read_record(folder)
     if recipe != record.recipe:
         raise BadInputError(
-            f"The model is already compressed by the recipe {record.recipe.name!r}.",
+            f"The model is already compressed, by a recipe {record.recipe.name!r} that differs from the one given.",
             where="--recipe",
             allowed="the recorded recipe: leave --recipe out",
             next_step="Give the original model to use another recipe.",

@@ -1,10 +1,13 @@
 """Load what `edgeport compress` wrote: a Hugging Face folder whose weights are packed codes and scales.
 
-    config.json            the module's config; its quantization_config names edgeport, so that nobody else loads it
-    model.safetensors      float tensors as they are, compressed ones in parts (edgeport.model.packed)
-    edgeport.json          `Record`: what the parts mean, how they came about, the sha256 of every other file
-    reference/             real inputs and the uncompressed model's outputs on them (the pipeline's stage "reference")
-    tokenizer.json, ...    the model's assets
+    config.json               the module's config; its quantization_config names edgeport
+    compressed.safetensors    float tensors as they are, compressed ones in parts (edgeport.model.packed)
+    edgeport.json             `Record`: what the parts mean, how they came about, the sha256 of every other file
+    reference/                real inputs and the uncompressed model's outputs on them (the stage "reference")
+    tokenizer.json, ...       the model's assets
+
+The weights are not called model.safetensors: transformers only warns about a quantization it does not know, and
+would go on with random weights.
 
 Names and shapes of the weights are those after edgeport folded the norms, not the original checkpoint's.
 """
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 RECORD = "edgeport.json"
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = "compressed.safetensors"
 REFERENCE = "reference"
 SCHEMA_VERSION: Literal[1] = 1
 METHOD = "edgeport"
