@@ -300,7 +300,8 @@ def make_plan(job: Job) -> Plan:
     request, model, settings = job.request, job.model, job.settings
     target, recipe = request.target, request.recipe
     parameters = sum(p.numel() for p in model.module.parameters())
-    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime)
+    bits = None if recipe.quantize is None or model.quantized else recipe.quantize.bits_per_weight
+    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime, bits)
     baseline = planning.predict_size(model, (), "fp32", target.runtime)
     memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
     disk = 2 * predicted + baseline + planning.reference_bytes(model, job.sample_count)

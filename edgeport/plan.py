@@ -7,6 +7,7 @@ SmolLM2 4.6 GB with ONNX Runtime while measuring and 2.9 GB with ExecuTorch whil
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.compress.assign import Assignment
@@ -96,11 +97,22 @@ def packed_bytes(assignment: Assignment) -> int:
     return (count * assignment.format.bits + 7) // 8 + assignment.shape[0] * groups * scale_width
 
 
-def predict_size(model: Model, assignments: tuple[Assignment, ...], precision: str, runtime: RuntimeName) -> int:
-    """Bytes of the model file: packed weights, the remaining floats at `precision`, and the graph."""
+def predict_size(
+    model: Model,
+    assignments: tuple[Assignment, ...],
+    precision: str,
+    runtime: RuntimeName,
+    bits_per_weight: float | None = None,
+) -> int:
+    """Bytes of the model file: packed weights, the remaining floats at `precision`, and the graph.
+
+    With `bits_per_weight` (mixed precision) the packed weights are taken to use up their budget.
+    """
     width = 2 if precision == "fp16" else 4
     quantized = {a.name: a for a in assignments if a.format.quantized}
     total = sum(packed_bytes(a) for a in quantized.values())
+    if bits_per_weight is not None:
+        total = int(sum(math.prod(a.shape) for a in quantized.values()) * bits_per_weight / 8)
     for name, parameter in model.module.named_parameters():
         if name not in quantized:
             total += parameter.numel() * width

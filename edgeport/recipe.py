@@ -35,6 +35,13 @@ class Quantize(Strict):
         default=("float",), description="preferred activation formats of quantized layers, best first"
     )
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of weight names to leave alone")
+    bits_per_weight: float | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="mixed precision: every format named above is a choice for each layer, and they are given out so "
+        "that the model loses least with this many bits a weight on average, scales included",
+    )
 
     @field_validator("linear", "embedding", "conv", "depthwise_conv", "activations", mode="before")
     @classmethod
@@ -183,7 +190,8 @@ class Recipe(Strict):
     @property
     def calibrates(self) -> bool:
         """A step needs real inputs."""
-        return any(isinstance(step, Gptq | Awq | Smooth) for step in self.compress)
+        mixed = self.quantize is not None and self.quantize.bits_per_weight is not None
+        return mixed or any(isinstance(step, Gptq | Awq | Smooth) for step in self.compress)
 
     @field_validator("compress")
     @classmethod

@@ -90,6 +90,15 @@ class SettingsEntry(Strict):
     ort_format: bool = False
 
 
+class OptionEntry(Strict):
+    """One format of a layer that mixed precision could have taken (edgeport.compress.mixed.Option)."""
+
+    format: str
+    bytes: int
+    cost: float
+    chosen: bool
+
+
 class LayerEntry(Strict):
     """What compression did to one weight (edgeport.compress.apply.LayerRecord)."""
 
@@ -106,6 +115,7 @@ class LayerEntry(Strict):
     tied: tuple[str, ...]
     reason: str
     sha256: str | None
+    options: tuple[OptionEntry, ...] = ()
 
 
 class ImageEntry(Strict):

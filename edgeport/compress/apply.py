@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.hqq import quantize_hqq
@@ -38,6 +39,7 @@ class LayerRecord:
             it make them; None where the method saw no inputs.
         tied: every name of the weight when it has several.
         sha256: of the logical codes and scales (`quantized.digest`), None for a weight left in float.
+        options: with mixed precision, what every worthwhile format would store and cost, fewest bytes first.
     """
 
     name: str
@@ -53,6 +55,7 @@ class LayerRecord:
     tied: tuple[str, ...]
     reason: str
     sha256: str | None
+    options: tuple[Option, ...] = ()
 
 
 def check_finite(module: torch.nn.Module) -> None:
@@ -90,7 +93,8 @@ def record_layers(
     model: Model,
     assignments: tuple[Assignment, ...],
     quantized: dict[str, QuantizedTensor],
-    notes: dict[str, Note],
+    notes: Mapping[str, Note],
+    table: Table,
 ) -> tuple[LayerRecord, ...]:
     """What happened to each compressible weight. `model` is the uncompressed one."""
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
@@ -117,6 +121,7 @@ def record_layers(
                 tied=item.tied,
                 reason=item.reason,
                 sha256=None if tensor is None else digest(tensor),
+                options=table.get(item.name, ()),
             )
         )
     return tuple(records)
@@ -182,7 +187,7 @@ def apply_recipe(
     check_finite(model.module)
     step = recipe.quantize
     if step is None:
-        return model, record_layers(model, assignments, {}, {})
+        return model, record_layers(model, assignments, {}, {}, {})
     notes: dict[str, Note] = {}
 
     def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> QuantizedTensor:
@@ -191,6 +196,9 @@ def apply_recipe(
 
     inputs = as_tensors(model, calibration or calibration_samples(model, recipe)) if recipe.calibrates else []
     model = prepare(model, recipe.prepare, assignments, inputs, weighted=isinstance(step, Gptq))
+    table: Table = {}
+    if step.bits_per_weight is not None:
+        assignments, table = choose_formats(model, step, target, assignments, inputs)
     quantized: dict[str, QuantizedTensor] = {}
     if isinstance(step, Gptq):
         quantized = quantize_in_sequence(model.module, assignments, inputs, method, progress=progress)
@@ -201,4 +209,4 @@ def apply_recipe(
                 quantized[item.name] = method(item, parameters[item.name].detach(), None)
             if progress is not None:
                 progress(index + 1, len(assignments))
-    return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized, notes)
+    return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized, notes, table)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -83,8 +83,14 @@ def compressible(module: torch.nn.Module) -> dict[str, tuple[tuple[LayerKind, ..
     return {name: (tuple(kinds), tuple(names)) for name, (kinds, names) in found.items()}
 
 
-def _choose(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str, shape: tuple[int, int]) -> str:
-    """The first format that the recipe asks for and the target takes, for every kind that uses the weight."""
+def candidates(
+    step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str, shape: tuple[int, int]
+) -> tuple[str, ...]:
+    """The formats that the recipe asks for and the target takes, for every kind that uses the weight, best first.
+
+    Raises:
+        TargetRefusesError: there is none.
+    """
     wanted = step.formats(kinds[0])
     taken = [f for f in wanted if all(f in target.weight_formats(kind) for kind in kinds)]
     if not taken:
@@ -95,8 +101,19 @@ def _choose(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: 
             allowed=f"{kinds[0]} weights in {', '.join(offered)}",
             next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
         )
-    fitting = [f for f in taken if WeightFormat.parse(f).fits(*shape)]
-    return fitting[0] if fitting else "float"
+    return tuple(f for f in taken if WeightFormat.parse(f).fits(*shape)) or ("float",)
+
+
+def reassigned(item: Assignment, name: str, target: Target) -> Assignment:
+    """The same weight in another format."""
+    chosen = WeightFormat.parse(name)
+    return replace(
+        item,
+        format=chosen,
+        activation=item.activation if chosen.quantized else "float",
+        scale_dtype=_scale_dtype(target, chosen),
+        signed_scales=target.scales.signed and chosen.group_size is not None,
+    )
 
 
 def _activation(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str) -> ActivationFormat:
@@ -160,7 +177,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
             if any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in step.exclude):
                 reason = "excluded by the recipe"
             else:
-                format_name = _choose(step, target, kinds, name, (shape[0], columns))
+                format_name = candidates(step, target, kinds, name, (shape[0], columns))[0]
                 reason = "first format of the recipe that the target takes"
                 if format_name == "float" and not WeightFormat.parse(step.formats(kinds[0])[0]).fits(shape[0], columns):
                     reason = f"{shape[0]} channels of {columns} weights can't be cut into the groups asked for"

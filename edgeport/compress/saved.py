@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,6 +22,7 @@ from edgeport.storage import canonical_json
 
 WEIGHTS = "quantized.safetensors"
 LAYERS = "layers.json"
+RECORDS: TypeAdapter[tuple[LayerRecord, ...]] = TypeAdapter(tuple[LayerRecord, ...])
 PARTS = ("codes", "scale", "zero_point", "palette")
 
 
@@ -68,8 +70,7 @@ def load_calibration(folder: Path) -> SampleRecord | None:
 
 def load_records(folder: Path) -> tuple[LayerRecord, ...]:
     """The layer records that `save_compressed` wrote."""
-    rows = json.loads((folder / LAYERS).read_text())["layers"]
-    return tuple(LayerRecord(**{**row, **{key: tuple(row[key]) for key in ("kinds", "shape", "tied")}}) for row in rows)
+    return RECORDS.validate_python(json.loads((folder / LAYERS).read_text())["layers"])
 
 
 def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, ...]) -> Model:

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from edgeport.compress import apply_recipe, assign
 from edgeport.compress.calibrate import as_tensors, calibration_samples
 from edgeport.compress.chain import call
-from edgeport.compress.saved import load_compressed, save_compressed
+from edgeport.compress.saved import load_compressed, load_records, save_compressed
 from edgeport.compress.statistics import observed, output_error
 from edgeport.errors import BadInputError
 from edgeport.model.build import build_huggingface
 from edgeport.model.types import Model
-from edgeport.quantized import dequantize
+from edgeport.quantized import dequantize, digest
 from edgeport.recipe import Recipe
 from edgeport.schema import parse_mapping
 from edgeport.target import Target, load_target
@@ -169,3 +169,56 @@ def test_quantizing_twice_is_refused():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(BadInputError, match="gptq"):
         recipe({"method": "gtpq"})
+
+
+MIXED = {"linear": ["int8", "int4_g32"], "embedding": ["int8"]}
+
+
+def weight_bytes(records) -> int:
+    return sum(record.bytes_after for record in records if record.sha256 is not None)
+
+
+def test_mixed_precision_keeps_its_budget_and_loses_less_than_any_even_spread_of_it(target):
+    model = decoder()
+    lost, sizes = {}, {}
+    for name, extra in {
+        "int4": {"linear": "int4_g32"},
+        "mixed": {"bits_per_weight": 6.5},
+        "int8": {"linear": "int8"},
+    }.items():
+        other, records = apply_recipe(model, recipe({"method": "rtn", **MIXED, **extra}), target)
+        lost[name], sizes[name] = divergence(model, other), weight_bytes(records)
+        weights = sum(tensor.codes.numel() for tensor in other.quantized.values())
+        if name == "mixed":
+            assert sizes[name] <= weights * 6.5 / 8
+            assert {record.format for record in records} == {"int4_g32", "int8"}
+            table = [record.options for record in records if len(record.options) > 1]
+            assert table
+            for options in table:
+                assert sum(option.chosen for option in options) == 1
+                assert [o.bytes for o in options] == sorted(o.bytes for o in options)
+                assert [o.cost for o in options] == sorted((o.cost for o in options), reverse=True)
+    share = (sizes["mixed"] - sizes["int4"]) / (sizes["int8"] - sizes["int4"])
+    assert 0.2 < share < 0.9
+    assert lost["int8"] < lost["mixed"] < lost["int4"]
+    # Bits given to layers at random would remove their share of the loss.
+    assert lost["mixed"] < lost["int4"] - share * (lost["int4"] - lost["int8"])
+
+
+def test_mixed_precision_goes_through_storage(target, tmp_path: Path):
+    model, asked = (
+        decoder(tied=True),
+        recipe({"method": "gptq", **MIXED, "embedding": ["int8", "int4_g32"], "bits_per_weight": 6}),
+    )
+    other, records = apply_recipe(model, asked, target)
+    save_compressed(tmp_path, model, other, records)
+    assert load_records(tmp_path) == records
+    again = load_compressed(tmp_path, model, assign(model, asked, target))
+    assert all(digest(again.quantized[name]) == digest(tensor) for name, tensor in other.quantized.items())
+    assert again.activations == other.activations
+
+
+def test_a_budget_below_the_smallest_formats_is_refused(target):
+    with pytest.raises(BadInputError, match="at least") as error:
+        apply_recipe(decoder(), recipe({"method": "rtn", **MIXED, "bits_per_weight": 4}), target)
+    assert error.value.where == "bits_per_weight"

@@ -1,0 +1,120 @@
+"""Mixed precision: measure what each format of each layer would cost, and give the bits where they matter.
+
+The cost is the second-order divergence of `sensitivity.py`, of the weight rounded to nearest on the format's own
+grid with errors weighted by their inputs: a method that does better does so for every format alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from edgeport.compress.allocate import Choice, allocate, worthwhile
+from edgeport.compress.assign import Assignment, candidates, reassigned
+from edgeport.compress.quantize.palette import quantize_palette
+from edgeport.compress.quantize.rtn import quantize_rtn
+from edgeport.compress.sensitivity import Sensitivity, measure_sensitivity
+from edgeport.model.types import Model
+from edgeport.quantized import as_matrix, dequantize
+from edgeport.recipe import Quantize
+from edgeport.target import Target
+
+SAMPLES = 16
+"""Samples that sensitivities are measured on: each runs forwards and backwards."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One format of one layer, as it was measured.
+
+    Attributes:
+        bytes: with scales and zero points.
+        cost: what it adds to the divergence from the float model, nats a sample.
+        chosen: the allocator took it.
+    """
+
+    format: str
+    bytes: int
+    cost: float
+    chosen: bool
+
+
+Table = dict[str, tuple[Option, ...]]
+"""For every weight the options that no other one beats in bytes and cost, fewest bytes first."""
+
+
+def _option(item: Assignment, weight: torch.Tensor, sensitivity: Sensitivity) -> Choice:
+    """What one format of one weight stores and costs."""
+    if not item.format.quantized:
+        return Choice("float", weight.numel() * 4, 0.0)
+    importance = None if sensitivity.second is None else sensitivity.second.diagonal()
+    if item.format.scheme == "lut":
+        tensor = quantize_palette(
+            weight,
+            bits=item.format.bits,
+            group_size=item.format.group_size,
+            scale_dtype=item.scale_dtype,
+            importance=importance,
+        )
+    else:
+        tensor = quantize_rtn(weight, item.grid, importance=importance)
+    change = as_matrix(dequantize(tensor)) - as_matrix(weight.to(torch.float32))
+    return Choice(item.format.name, tensor.storage_bytes(), max(sensitivity.cost(change), 0.0))
+
+
+def choose_formats(
+    model: Model,
+    step: Quantize,
+    target: Target,
+    assignments: Sequence[Assignment],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[tuple[Assignment, ...], Table]:
+    """The assignments with the formats that lose least within `step.bits_per_weight`, and the table behind them.
+
+    Weights that the recipe leaves in float are not counted.
+
+    Args:
+        progress: called with (weights measured, weights in all).
+
+    Raises:
+        BadInputError: the smallest formats at hand take more than the budget.
+    """
+    assert step.bits_per_weight is not None
+    open_ = [item for item in assignments if item.format.quantized]
+    layers = {}
+    for item in open_:
+        aliases = [model.module.get_submodule(name.rpartition(".")[0]) for name in item.tied or (item.name,)]
+        # A tied weight costs what it does where it multiplies: a table's rows are too many to say.
+        layers[item.name] = next((a for a in aliases if not isinstance(a, torch.nn.Embedding)), aliases[0])
+    outputs = tuple(spec.name for spec in model.outputs)
+    sensitivities = measure_sensitivity(model.module, layers, inputs[:SAMPLES], outputs)
+    options: dict[str, list[Choice]] = {}
+    weights = 0
+    for index, item in enumerate(open_):
+        weight = model.module.get_parameter(item.name).detach()
+        shape = (weight.shape[0], weight.numel() // weight.shape[0])
+        weights += weight.numel()
+        options[item.name] = [
+            _option(reassigned(item, name, target), weight, sensitivities[item.name])
+            for name in candidates(step, target, item.kinds, item.name, shape)
+        ]
+        if progress is not None:
+            progress(index + 1, len(open_))
+    chosen = allocate(options, int(weights * step.bits_per_weight / 8))
+    table = {
+        name: tuple(
+            Option(choice.format, choice.bytes, choice.cost, choice.format == chosen[name].format)
+            for choice in worthwhile(choices)
+        )
+        for name, choices in options.items()
+    }
+    reason = f"loses least within {step.bits_per_weight:g} bits a weight"
+    mixed = tuple(
+        replace(reassigned(item, chosen[item.name].format, target), reason=reason) if item.name in chosen else item
+        for item in assignments
+    )
+    return mixed, table
