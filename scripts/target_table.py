@@ -1,0 +1,121 @@
+"""What lands where: docs/targets.md, made from the targets' files and the recipes' methods.
+
+python scripts/target_table.py            print it
+python scripts/target_table.py --write    put it into docs/targets.md (a test compares the two)
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import get_args
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from edgeport.formats import LAYER_KINDS, LayerKind, Scheme, WeightFormat  # noqa: E402
+from edgeport.recipe import Quantize, Step  # noqa: E402
+from edgeport.target import Target, load_target, target_names  # noqa: E402
+
+DOCS = ROOT / "docs" / "targets.md"
+SCHEMES: dict[Scheme, str] = {
+    "int": "symmetric integers",
+    "uint": "integers with zero points",
+    "lut": "palettes",
+}
+
+
+def compact(formats: tuple[str, ...]) -> str:
+    """Format names with their group sizes together: int4_g16, int4_g32 as int4_g16/32."""
+    groups: dict[str, list[str]] = {}
+    for name in formats:
+        base, _, size = name.partition("_g")
+        groups.setdefault(base, []).append(size)
+    words = []
+    for base, sizes in groups.items():
+        words += [base] if "" in sizes else []
+        grouped = [size for size in sizes if size]
+        words += [f"{base}_g{'/'.join(grouped)}"] if grouped else []
+    return ", ".join(words) or "-"
+
+
+def formats_table(targets: list[Target]) -> list[str]:
+    """One line a target and layer kind: the weight and activation formats it takes."""
+    lines = ["| target | layers | weights | activations beside integer weights |", "| --- | --- | --- | --- |"]
+    for target in targets:
+        same: dict[tuple[tuple[str, ...], tuple[str, ...]], list[LayerKind]] = {}
+        for kind in LAYER_KINDS:
+            same.setdefault((target.weight_formats(kind), target.activation_formats(kind)), []).append(kind)
+        for (weights, activations), kinds in same.items():
+            names = ", ".join(kind.replace("_", " ") for kind in kinds)
+            beside = ", ".join(activations) if set(weights) != {"float"} else "-"
+            lines.append(f"| {target.name} | {names} | {compact(weights)} | {beside} |")
+    return lines
+
+
+def lands(target: Target, scheme: Scheme) -> str:
+    """The widths of a scheme that a target stores in some layer."""
+    found = {
+        WeightFormat.parse(name).bits
+        for kind in LAYER_KINDS
+        for name in target.weight_formats(kind)
+        if WeightFormat.parse(name).scheme == scheme
+    }
+    return ", ".join(str(bits) for bits in sorted(found)) or "refused"
+
+
+def methods_table(targets: list[Target]) -> list[str]:
+    """One line a method: the bits that each target stores of what it makes."""
+    lines = [
+        "| method | makes | " + " | ".join(target.name for target in targets) + " |",
+        "| --- | --- | " + " | ".join("---" for _ in targets) + " |",
+    ]
+    for cls in get_args(get_args(Step)[0]):
+        method = get_args(cls.model_fields["method"].annotation)[0]
+        if not issubclass(cls, Quantize):
+            takes = [any(lands(target, scheme) != "refused" for scheme in SCHEMES) for target in targets]
+            cells = " | ".join("yes" if taken else "refused" for taken in takes)
+            lines.append(f"| {method} | the same function, easier to round | {cells} |")
+            continue
+        for scheme, words in SCHEMES.items():
+            cells = " | ".join(lands(target, scheme) for target in targets)
+            lines.append(f"| {method} | {words} | {cells} |")
+    return lines
+
+
+def document() -> str:
+    """The whole page."""
+    targets = [load_target(name) for name in target_names()]
+    scales = [
+        "| target | scales of whole channels | scales of groups | negative scales | float arithmetic |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {t.name} | {t.scales.per_channel} | {t.scales.grouped} | {'taken' if t.scales.signed else 'no'} "
+            f"| {', '.join(t.precisions)} |"
+            for t in targets
+        ),
+    ]
+    parts = [
+        "# What lands where",
+        "Made by `python scripts/target_table.py --write` from `targets/*.toml` and the methods that recipes know; "
+        "a test fails when it is stale. What a target does not list is refused before anything starts (exit code 3).",
+        "## Methods: bits that each target stores",
+        *["\n".join(methods_table(targets))],
+        "A palette (`lutB`) is fitted by weighted k-means whatever the method; `gptq` gives it the weights.",
+        "## Weight formats",
+        "`intB`: symmetric, one scale a channel; `uintB`: with zero points; `_gG`: one scale every G weights; `lutB`: "
+        "palette of 2^B values, `lutB_gG`: one palette every G channels.",
+        "\n".join(formats_table(targets)),
+        "## Scales",
+        "Every method searches among the scales that the target can store.",
+        "\n".join(scales),
+    ]
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)) + "\n"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        DOCS.write_text(document())
+    else:
+        print(document())
