@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy as copy_module
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,14 @@ from safetensors.torch import load_file, save_file
 from edgeport.bundle.read import read_bundle
 from edgeport.cli.main import main
 from edgeport.compress import apply_recipe
+from edgeport.compress.folder import Compressed, calibration_record, layer_records, write_compressed
 from edgeport.compress.portable import portable_target
 from edgeport.compression import CompressRequest, compress, plan
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact
 from edgeport.export.dispatch import lower, read_weights
 from edgeport.job import Job, Silent, prepare
-from edgeport.model.compressed import RECORD, WEIGHTS, load_compressed
+from edgeport.model.compressed import RECORD, WEIGHTS, load_compressed, read_record
 from edgeport.model.load import load_model
 from edgeport.pipeline import ExportRequest, export, make_compressed
 from edgeport.pipeline import plan as plan_export
@@ -196,24 +199,78 @@ def test_a_plan_says_what_is_done_already(folder: Callable[..., Path], tmp_path:
     assert {layer.activation for layer in planned.layers} == {"float"}
 
 
-def test_two_runs_give_equal_bytes(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_two_runs_give_equal_bytes(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, and in another process with another hash seed, cache and place."""
+    packages = (Path(os.environ["EDGEPORT_CACHE"]) / "packages").resolve()
+    caches = [tmp_path / "cache-one", tmp_path / "cache-two"]
+    for cache in caches:
+        cache.mkdir()
+        (cache / "packages").symlink_to(packages, target_is_directory=True)
+    monkeypatch.setenv("EDGEPORT_CACHE", str(caches[0]))
     script = (
         "import sys; from pathlib import Path; from edgeport.compression import CompressRequest, compress;"
-        "from edgeport.recipe import load_recipe;"
-        "compress(CompressRequest(sys.argv[1], load_recipe('int4'), Path(sys.argv[2]), samples=4))"
+        "from edgeport.recipe import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
+        "compress(CompressRequest(sys.argv[2], recipe, Path(sys.argv[3]), samples=8))"
     )
-    hashes = []
-    for seed in ("1", "2"):
-        shutil.copytree(tiny_model("llama"), tmp_path / seed / "same-name")
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "EDGEPORT_CACHE": str(tmp_path / f"cache-{seed}")}
-        packages = Path(os.environ["EDGEPORT_CACHE"]) / "packages"
-        Path(environment["EDGEPORT_CACHE"]).mkdir()
-        (Path(environment["EDGEPORT_CACHE"]) / "packages").symlink_to(packages.resolve(), target_is_directory=True)
-        arguments = [sys.executable, "-c", script, str(tmp_path / seed / "same-name"), str(tmp_path / f"out-{seed}")]
-        subprocess.run(arguments, env=environment, check=True, capture_output=True)
-        hashes.append(hash_tree(tmp_path / f"out-{seed}"))
-    assert hashes[0] == hashes[1]
-    assert str(tmp_path) not in (tmp_path / "out-1" / RECORD).read_text() + (tmp_path / "out-1/config.json").read_text()
+    for name in ("here", "elsewhere"):
+        shutil.copytree(tiny_model("llama"), tmp_path / name / "model")
+    compress(request(tmp_path / "here" / "model", tmp_path / "one", recipe="int4"))
+    arguments = [tiny_recipe("int4").model_dump_json(), str(tmp_path / "elsewhere" / "model"), str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "EDGEPORT_CACHE": str(caches[1])}
+    subprocess.run([sys.executable, "-c", script, *arguments], env=environment, check=True, capture_output=True)
+    assert hash_tree(tmp_path / "one") == hash_tree(tmp_path / "two")
+    for name in (RECORD, "config.json", "reference/record.json"):
+        assert str(tmp_path) not in (tmp_path / "one" / name).read_text()
+
+
+def test_what_methods_were_tuned_on_comes_along(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "tuned",
+            "summary": "",
+            "compress": [{"method": "gptq", "linear": "int4_g32", "embedding": "int8", "activations": "float"}],
+            "calibration": {"samples": 8},
+            "gate": {},
+        }
+    )
+    out = tmp_path / "folder"
+    result = compress(CompressRequest(str(tiny_model("bert")), recipe, out, samples=4))
+    record = read_record(out)
+    assert layer_records(record) == result.layers
+    tuned = calibration_record(record)
+    assert tuned is not None
+    assert tuned.samples == 8
+    assert {layer.method for layer in result.layers if "linear" in layer.kinds} == {"gptq"}
+    job = prepare(ExportRequest(str(out), load_target(ORT), recipe, tmp_path / "out"), Silent())
+    assert job.compressed is not None
+    assert job.compressed.calibration == tuned
+    assert [layer.output_error for layer in job.compressed.layers] == [layer.output_error for layer in result.layers]
+
+
+def test_ties_and_biases_that_a_pass_changed_come_back(
+    tiny_model: Callable[[str], Path], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rotation gives a tied head a weight of its own, and folded norms give Linears biases that the config lacks."""
+    original = load_model(str(tiny_model("llama")))
+    module = copy_module(original.module)
+    module.lm_head.weight = torch.nn.Parameter(module.lm_head.weight.detach() * 2)
+    module.model.layers[1].mlp.up_proj.bias = torch.nn.Parameter(torch.randn(128))
+    recipe = tiny_recipe("int8")
+    model, layers = apply_recipe(replace(original, module=module), recipe, portable_target(recipe))
+    out = tmp_path / "folder"
+    out.mkdir()
+    write_compressed(
+        out, Compressed(original, model, recipe, None, layers, None, folder("llama", "int4") / "reference", {})
+    )
+    found = load_model(str(out)).module
+    assert found.lm_head.weight is not found.model.embed_tokens.weight
+    expected, actual = model.module.state_dict(), found.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+    with torch.no_grad():
+        assert torch.equal(found(**original.example).logits, model.module(**original.example).logits)
 
 
 class _Sabotage:
