@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from edgeport.errors import BadInputError
 from edgeport.formats import ActivationFormat
@@ -72,7 +74,7 @@ class Record(Strict):
     target: str | None
     forms: dict[str, dict[str, Any]]
     activations: dict[str, ActivationFormat]
-    tied: tuple[tuple[str, ...], ...]
+    tied: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...]
     added: tuple[str, ...]
     layers: tuple[dict[str, Any], ...]
     calibration: dict[str, Any] | None
@@ -283,22 +285,21 @@ def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str
 
     for name in record.added:
         layer, leaf = owner(name)
+        # A layer made without a bias has the name all the same, for None.
         if name in state and leaf == "bias" and layer._parameters.get(leaf, module) is None:
             layer.register_parameter(leaf, torch.nn.Parameter(torch.empty_like(state[name]), requires_grad=False))
-    shared = {name for group in record.tied for name in group}
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    counts: dict[int, int] = {}
-    for parameter in parameters.values():
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    for name, parameter in parameters.items():
-        if counts[id(parameter)] > 1 and name not in shared:
-            layer, leaf = owner(name)
-            setattr(layer, leaf, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    tied = {name for group in record.tied for name in group}
+    unknown = sorted(tied - set(parameters))
+    if unknown:
+        raise BadInputError(f"{record.architecture} has no parameter {unknown[0]!r}.", where=folder / RECORD)
+    for name in (name for group in tied_names(module) for name in group if name not in tied):
+        layer, leaf = owner(name)
+        setattr(layer, leaf, torch.nn.Parameter(parameters[name].detach().clone(), requires_grad=False))
     for first, *others in record.tied:
-        source, leaf = owner(first)
         for name in others:
-            layer, own = owner(name)
-            setattr(layer, own, getattr(source, leaf, None))
+            layer, leaf = owner(name)
+            setattr(layer, leaf, parameters[first])
 
 
 def tied_names(module: torch.nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -399,6 +399,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other class": (lambda f: _edit(f, lambda r: r.update(architecture="BertModel")), "don't fit the config"),
     "no class": (lambda f: _edit(f, lambda r: r.update(architecture="os")), "'os' is unknown to transformers"),
     "asset outside": (lambda f: _edit(f, lambda r: r["assets"].append("../secret")), "no sha256 of the asset"),
+    "tie to nothing": (
+        lambda f: _edit(f, lambda r: r["tied"].append([NAME, "bert.forward"])),
+        "no parameter 'bert.forw",
+    ),
     "activation": (lambda f: _edit(f, lambda r: r["activations"].pop(NAME)), "activations don't fit"),
 }
 
