@@ -90,3 +90,15 @@ class MeasurementError(EdgeportError):
     """A measurement could not be made validly (exit 15)."""
 
     exit_code = EXIT_NOT_VALID
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's innermost cause that says anything, or its type."""
+    seen = [error]
+    while (cause := seen[-1].__cause__ or seen[-1].__context__) is not None and cause not in seen:
+        seen.append(cause)
+    for item in reversed(seen):
+        lines = [line.strip() for line in str(item).splitlines() if line.strip()]
+        if lines:
+            return lines[0]
+    return type(seen[-1]).__name__

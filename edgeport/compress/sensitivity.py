@@ -22,6 +22,7 @@ import torch
 
 from edgeport.compress.chain import call
 from edgeport.compress.statistics import Moments, observed
+from edgeport.model.inputs import select_outputs
 from edgeport.quantized import as_matrix
 
 
@@ -56,14 +57,8 @@ class Sensitivity:
 
 def _objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -> torch.Tensor:
     """A scalar whose squared gradient is the Fisher information of the outputs."""
-    if isinstance(result, torch.Tensor):
-        named = {outputs[0]: result}
-    elif isinstance(result, Mapping):
-        named = {name: result[name] for name in outputs}
-    else:
-        named = dict(zip(outputs, result, strict=False))
     total = torch.zeros(())
-    for name, value in named.items():
+    for name, value in select_outputs(result, outputs).items():
         if name == "logits":
             logs = value.reshape(-1, value.shape[-1]).log_softmax(-1)
             drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from edgeport.errors import BadInputError
+from edgeport.errors import BadInputError, first_line
 from edgeport.formats import ActivationFormat
 from edgeport.model.types import Model, Source
 from edgeport.recipe import Recipe
@@ -226,7 +226,7 @@ def _empty_module(folder: Path, record: Record, names: set[str]) -> Any:
     """The module that the config describes, with random weights and its norms not yet folded."""
     import torch
 
-    from edgeport.model.huggingface import first_line, model_class, read_config
+    from edgeport.model.huggingface import model_class, read_config
 
     where = folder / CONFIG
     raw = {key: value for key, value in read_json(where).items() if key != "quantization_config"}

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeport.errors import BadInputError
-from edgeport.model.huggingface import ASSETS, first_line, load_folder, quiet
+from edgeport.errors import BadInputError, first_line
+from edgeport.model.huggingface import ASSETS, load_folder, quiet
 from edgeport.model.types import Model
 from edgeport.packages import Progress
 from edgeport.storage import cache_root, canonical_json, hash_file, hash_tree, new_folder, read_json

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgeport.errors import BadInputError
-from edgeport.model.huggingface import first_line, quiet
+from edgeport.errors import BadInputError, first_line
+from edgeport.model.huggingface import quiet
 from edgeport.packages import Progress
 
 

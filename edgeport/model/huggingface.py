@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeport.errors import BadInputError
+from edgeport.errors import BadInputError, first_line
 from edgeport.model.build import build_huggingface
 from edgeport.model.tokenizer import tokenizer_file
 from edgeport.model.types import Model, SourceKind
@@ -282,10 +282,4 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-__all__ = ["check_safetensors", "check_weights", "first_line", "load_folder", "quiet"]
+__all__ = ["check_safetensors", "check_weights", "load_folder", "quiet"]

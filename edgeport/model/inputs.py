@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -187,6 +187,27 @@ def named_outputs(result: Any, *, default: str = "output") -> dict[str, torch.Te
     if not floats:
         raise BadInputError("The module returns no float tensor.", allowed="a tensor, or a tuple or dict of tensors")
     return floats
+
+
+def select_outputs(result: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """A module's answer as named tensors, in the order of `names`.
+
+    Args:
+        result: a ModelOutput or another mapping (looked up by name), a tuple or list (by position), or a tensor.
+
+    Raises:
+        BadInputError: the module gives no such output.
+    """
+    if isinstance(result, torch.Tensor):
+        result = (result,)
+    if isinstance(result, Mapping):
+        found = {name: result[name] for name in names if name in result}
+    else:
+        found = dict(zip(names, result, strict=False))
+    missing = [name for name in names if not isinstance(found.get(name), torch.Tensor)]
+    if missing:
+        raise BadInputError("The module gives no such output tensor.", where=missing[0], allowed=sorted(found))
+    return found
 
 
 def output_specs(

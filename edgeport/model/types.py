@@ -33,6 +33,11 @@ class Axis:
     maximum: int
     example: int
 
+    @property
+    def varies(self) -> bool:
+        """It has more than one size."""
+        return self.maximum > self.minimum
+
 
 @dataclass(frozen=True)
 class TensorSpec:

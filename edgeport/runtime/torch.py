@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from edgeport.errors import BadInputError
+from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Axis, Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TorchSession:
         tensors = {name: as_tensor(specs[name], value) for name, value in inputs.items()}
         with torch.inference_mode():
             result = self.model.module(**tensors)
-        found = named_outputs(result, tuple(spec.name for spec in self.model.outputs))
+        found = select_outputs(result, tuple(spec.name for spec in self.model.outputs))
         return {name: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for name, t in found.items()}
 
 
@@ -66,24 +67,3 @@ def as_tensor(spec: TensorSpec, value: np.ndarray) -> torch.Tensor:
     if tensor.is_floating_point() and not dtype.is_floating_point:
         raise BadInputError(f"The input is {value.dtype}.", where=spec.name, allowed=spec.dtype)
     return tensor.to(dtype)
-
-
-def named_outputs(result: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """A module's answer as named tensors, in the order of `names`.
-
-    Args:
-        result: a ModelOutput or another mapping (looked up by name), a tuple or list (by position), or a tensor.
-
-    Raises:
-        BadInputError: the module gives no such output.
-    """
-    if isinstance(result, torch.Tensor):
-        result = (result,)
-    if isinstance(result, Mapping):
-        found = {name: result[name] for name in names if name in result}
-    else:
-        found = dict(zip(names, result, strict=False))
-    missing = [name for name in names if not isinstance(found.get(name), torch.Tensor)]
-    if missing:
-        raise BadInputError("The module gives no such output tensor.", where=missing[0], allowed=sorted(found))
-    return found

@@ -15,7 +15,7 @@ from edgeport.export.coreml.weights import read_weights
 from edgeport.model.load import load_model
 from edgeport.recipe import load_recipe
 from edgeport.runtime.coreml.session import CoreMLReferenceSession
-from edgeport.runtime.torch import named_outputs
+from edgeport.model.inputs import select_outputs
 from edgeport.storage import tree_size
 from edgeport.target import load_target
 
@@ -50,8 +50,8 @@ def test_real_model(name, target, recipe, shapes, megabytes, faithful, original,
     measured = CoreMLReferenceSession(artifact).run({key: value.numpy() for key, value in model.example.items()})
     names = tuple(spec.name for spec in model.outputs)
     with torch.no_grad():
-        same = named_outputs(compressed.module(**model.example), names)
-        before = named_outputs(model.module(**model.example), names)
+        same = select_outputs(compressed.module(**model.example), names)
+        before = select_outputs(model.module(**model.example), names)
     for key in names:
         assert cosine(measured[key], same[key].numpy()) > faithful, key
         assert cosine(measured[key], before[key].numpy()) > original, key

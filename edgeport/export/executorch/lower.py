@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeport.errors import TargetRefusesError
+from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.executorch.faster import code_made_when_run, delegates_built_once
 from edgeport.export.executorch.native import NativeWeight
-from edgeport.export.executorch.program import export_program, exporter_patches, first_line
+from edgeport.export.executorch.program import export_program, exporter_patches
 from edgeport.export.executorch.pte import (
     operators,
     planned_bytes,

@@ -7,18 +7,19 @@ the export and the lowering instead, to plain modules as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
-from edgeport.errors import TargetRefusesError
+from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import muted, quiet
 from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling
+from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Axis, Model
 
 
@@ -46,10 +47,6 @@ def exporter_patches() -> Iterator[None]:
         yield
 
 
-def _varies(size: int | Axis) -> bool:
-    return isinstance(size, Axis) and size.maximum > size.minimum
-
-
 def trace_inputs(
     model: Model, settings: LoweringSettings
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, Any]] | None]:
@@ -64,7 +61,7 @@ def trace_inputs(
     for spec in model.inputs:
         shapes[spec.name] = {}
         for dimension, size in enumerate(spec.shape):
-            if isinstance(size, Axis) and _varies(size):
+            if isinstance(size, Axis) and size.varies:
                 shapes[spec.name][dimension] = torch.export.Dim.AUTO(min=size.minimum, max=size.maximum)
                 tensor = example[spec.name]
                 if tensor.shape[dimension] == 1:
@@ -72,21 +69,12 @@ def trace_inputs(
     return example, shapes
 
 
-def pick_outputs(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-    """The named tensors of a ModelOutput or dict, or the first ones of a tuple, or a single tensor."""
-    if isinstance(result, torch.Tensor):
-        return (result,)
-    if isinstance(result, Mapping):
-        return tuple(result[name] for name in names)
-    return tuple(result[: len(names)])
-
-
 def _select_outputs(module: torch.nn.Module, names: tuple[str, ...]) -> None:
     """Make the module return the named outputs only, so that nothing else reaches the file."""
     forward: Callable[..., Any] = module.forward
 
     def selected(**inputs: Any) -> tuple[torch.Tensor, ...]:
-        return pick_outputs(forward(**inputs), names)
+        return tuple(select_outputs(forward(**inputs), names).values())
 
     module.forward = selected
 
@@ -136,7 +124,7 @@ def _check_dynamic(program: torch.export.ExportedProgram, model: Model) -> None:
     for spec, name in zip(model.inputs, program.graph_signature.user_inputs, strict=True):
         for dimension, size in enumerate(spec.shape):
             # Either an int, or a symbol that turned out to be one.
-            if isinstance(size, Axis) and _varies(size) and is_concrete_int(values[name].shape[dimension]):
+            if isinstance(size, Axis) and size.varies and is_concrete_int(values[name].shape[dimension]):
                 raise TargetRefusesError(
                     f"The model only works with one size of the axis {size.name!r}.",
                     where=f"input {spec.name}, dimension {dimension}",
@@ -170,11 +158,3 @@ def export_program(model: Model, settings: LoweringSettings) -> torch.export.Exp
         _check_dynamic(program, model)
     complete_pooling(program)
     return program
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's innermost cause that says anything."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils import parametrize
 
-from edgeport.errors import BadInputError, TargetRefusesError
+from edgeport.errors import BadInputError, TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.model.types import Axis, Model
 
@@ -97,10 +97,6 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _varies(axis: int | Axis) -> bool:
-    return isinstance(axis, Axis) and axis.maximum > 1 and axis.maximum > axis.minimum
-
-
 def _traced_size(axis: Axis) -> int:
     """torch.export takes a size of 1 for a constant, so a dimension that varies is traced with 2 or more."""
     return max(axis.example, 2)
@@ -123,7 +119,7 @@ def trace_inputs(
     for spec in model.inputs:
         shapes[spec.name] = {}
         for dimension, axis in enumerate(spec.shape):
-            if isinstance(axis, Axis) and _varies(axis):
+            if isinstance(axis, Axis) and axis.varies:
                 hint = torch.export.Dim.AUTO(min=axis.minimum, max=axis.maximum)
                 shapes[spec.name][dimension] = hint
                 example[spec.name] = _grow(example[spec.name], dimension, _traced_size(axis))
@@ -174,10 +170,9 @@ def _refusal(error: BaseException, model: Model) -> TargetRefusesError:
     for item in reversed(causes):
         found = found or re.search(r"OpOverload\(op='([\w.]+)'", str(item)) or re.search(r"\b(aten\.\w+)", str(item))
     operator = f": it has no form for the operator {found[1]}" if found else ""
-    first_line = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
     return TargetRefusesError(
         f"The ONNX exporter can't convert this model{operator}.",
-        where=f"{model.name} ({first_line[:300]})",
+        where=f"{model.name} ({first_line(error)[:300]})",
         next_step="Replace that operation in the model, or choose a target with another runtime (`edgeport targets`).",
     )
 
@@ -190,7 +185,7 @@ def _check_axes(graph: ir.Graph, model: Model) -> None:
         if value is None or value.shape is None or len(value.shape) != len(spec.shape):
             continue
         for axis, size in zip(spec.shape, value.shape, strict=True):
-            if isinstance(axis, Axis) and _varies(axis) and isinstance(size, int):
+            if isinstance(axis, Axis) and axis.varies and isinstance(size, int):
                 raise TargetRefusesError(
                     f"The model's code fixes the {axis.name!r} dimension of {spec.name!r} to {size}: it can't vary.",
                     where=model.name,
