@@ -12,10 +12,10 @@ from edgeport.compress import apply_recipe
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.coreml.lower import lower
 from edgeport.export.coreml.weights import read_weights
+from edgeport.model.inputs import select_outputs
 from edgeport.model.load import load_model
 from edgeport.recipe import load_recipe
 from edgeport.runtime.coreml.session import CoreMLReferenceSession
-from edgeport.model.inputs import select_outputs
 from edgeport.storage import tree_size
 from edgeport.target import load_target
 
