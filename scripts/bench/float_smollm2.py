@@ -81,8 +81,9 @@ def off_grid(weights: list[torch.Tensor]) -> OffGrid:
 
 
 def matrices(model: Model) -> list[torch.Tensor]:
-    """Every weight matrix that quantizers touch."""
-    return [model.module.get_parameter(name) for name in compressible(model.module)]
+    """The weights of the linear layers. The embedding, which is the head too, came in more bits: it was on no such grid."""
+    found = compressible(model.module)
+    return [model.module.get_parameter(name) for name, (kinds, _) in found.items() if kinds == ("linear",)]
 
 
 def tokens(model: Model, split: str) -> torch.Tensor:
@@ -116,7 +117,7 @@ def perplexity(module: torch.nn.Module, ids: torch.Tensor, length: int, windows:
 
 def train(model: Model, ids: torch.Tensor, state: Path, arguments: argparse.Namespace, console: Console) -> None:
     """Fine-tune `model.module` in place: AdamW, 20 steps of warm-up, then down to a tenth along a line."""
-    module = model.module
+    module = model.module.requires_grad_(True)
     # No weight decay: the aim is another model as good as this one, not a smaller one.
     optimizer = torch.optim.AdamW(module.parameters(), lr=arguments.lr, betas=(0.9, 0.95), weight_decay=0.0)
     first = 0

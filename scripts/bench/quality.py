@@ -172,6 +172,7 @@ def measure(bench: Bench, session: Any) -> dict[str, Any]:
     if main.cosine is None:
         raise SystemExit(f"{main.output} is not finite")
     return {
+        "samples": len(bench.inputs),
         "metric": "1 - mean cosine" if main.kl is None else "mean KL, nats",
         "error": 1 - main.cosine.mean if main.kl is None else main.kl.mean,
         "mean": main.cosine.mean,
@@ -197,7 +198,7 @@ def make_ours(bench: Bench, row: Ours, folder: Path) -> Result:
         name=row.name,
         weights=row.weights,
         activations="dynamic int8" if "dynamic_int8" in activations else "float",
-        calibration=f"{SAMPLES} samples" if row.recipe.calibrates else "none",
+        calibration=f"{len(bench.calibration)} samples" if row.recipe.calibrates else "none",
         bits=bits,
         bytes=made.path.stat().st_size,
         simulated=False,
@@ -224,7 +225,7 @@ def make_peer(bench: Bench, peer: Peer, folder: Path) -> Result:
         name=peer.name,
         weights=peer.weights,
         activations=peer.activations,
-        calibration=f"{SAMPLES} samples" if peer.calibrated else "none",
+        calibration=f"{len(bench.calibration)} samples" if peer.calibrated else "none",
         bits=peer.bits,
         bytes=size,
         simulated=peer.simulate is not None,

@@ -216,6 +216,19 @@ def nncf(python: Path, mode: str) -> Callable[[Path, list[Arrays], Path], None]:
     return make
 
 
+def nncf_bits(model: Model, grouped: float) -> float:
+    """Average over linear weights in groups and embeddings in int8_asym, a scale and a zero point a row."""
+    import torch
+
+    bits = weights = 0.0
+    for layer in model.module.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
+            count = layer.weight.numel()
+            bits += count * (grouped if isinstance(layer, torch.nn.Linear) else 8 + 40 / layer.weight.shape[1])
+            weights += count
+    return bits / weights
+
+
 def peers(model: Model, nncf_python: Path | None) -> Iterator[Peer]:
     """The rows that apply to a model."""
     ort = f"onnxruntime {version('onnxruntime')}"
@@ -249,6 +262,8 @@ def peers(model: Model, nncf_python: Path | None) -> Iterator[Peer]:
     )
     if nncf_python is not None:
         for mode, weights in (("INT4_SYM", SYMMETRIC), ("INT4_ASYM", ASYMMETRIC)):
-            label = f"{weights}; embeddings and last layer as NNCF chooses"
+            label = f"{weights}; embeddings int8"
             name = f"{mode}, AWQ + scale estimation"
-            yield Peer("nncf", name, label, BITS[weights], calibrated=True, make=nncf(nncf_python, mode))
+            yield Peer(
+                "nncf 3.4", name, label, nncf_bits(model, BITS[weights]), calibrated=True, make=nncf(nncf_python, mode)
+            )

@@ -23,6 +23,7 @@ class Result:
         calibration: "none", or how many samples of which slice.
         bits: a quantized weight takes on average, scales and zero points included.
         bytes: of the file that ships; of densely packed weights where `simulated`.
+        samples: inputs that the error was measured on.
         simulated: run in PyTorch with dequantised weights: there is no file.
         error: what is compared: 1 - mean cosine (encoders), mean KL in nats (class scores).
         metric: what `error` is.
@@ -42,6 +43,7 @@ class Result:
     calibration: str
     bits: float
     bytes: int
+    samples: int
     simulated: bool
     error: float
     metric: str

@@ -32,6 +32,7 @@ def row(tool, *, bits, size, error, **fields):
         "weights": "int",
         "activations": "float",
         "calibration": "none",
+        "samples": 64,
         "simulated": False,
         "metric": "1 - mean cosine",
         "mean": 1 - error,
