@@ -81,7 +81,7 @@ def off_grid(weights: list[torch.Tensor]) -> OffGrid:
 
 
 def matrices(model: Model) -> list[torch.Tensor]:
-    """The weights of the linear layers. The embedding, which is the head too, came in more bits: it was on no such grid."""
+    """The weights of the linear layers. The embedding, which is the head too, came in more bits, on no such grid."""
     found = compressible(model.module)
     return [model.module.get_parameter(name) for name, (kinds, _) in found.items() if kinds == ("linear",)]
 
