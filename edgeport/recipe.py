@@ -115,8 +115,24 @@ class Rotate(Strict):
     seed: int = 0
 
 
+class Qat(Strict):
+    """`method = "qat"`: after quantizing, train codes and scales so that the model's outputs stay close to the float
+    model's. Needs calibration data, a fifth of which only judges; the more of it the better."""
+
+    method: Literal["qat"]
+    steps: int = Field(default=200, ge=1, le=100_000, description="updates of the weights")
+    batch: int = Field(default=4, ge=1, le=1024, description="inputs that each update looks at")
+    learning_rate: float = Field(
+        default=0.02, gt=0, le=10, description="how far an update moves a weight at most, in steps of its grid"
+    )
+    train: Literal["scales", "weights"] = Field(
+        default="weights", description="only scales, norms and biases, or the codes of the weights as well"
+    )
+    seed: int = 0
+
+
 Prepare = Awq | Smooth | Rotate
-Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare, Field(discriminator="method")]
+Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Qat, Field(discriminator="method")]
 
 
 class Calibration(Strict):
@@ -185,21 +201,29 @@ class Recipe(Strict):
     @property
     def prepare(self) -> tuple[Prepare, ...]:
         """The steps before it, which keep the function."""
-        return tuple(step for step in self.compress if not isinstance(step, Quantize))
+        return tuple(step for step in self.compress if isinstance(step, Prepare))
+
+    @property
+    def tune(self) -> Qat | None:
+        """The training after it, if there is one."""
+        return next((step for step in self.compress if isinstance(step, Qat)), None)
 
     @property
     def calibrates(self) -> bool:
         """A step needs real inputs."""
         mixed = self.quantize is not None and self.quantize.bits_per_weight is not None
-        return mixed or any(isinstance(step, Gptq | Awq | Smooth) for step in self.compress)
+        return mixed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
-        if value and not isinstance(value[-1], Quantize):
+        order = [isinstance(step, Quantize) + 2 * isinstance(step, Qat) for step in value]
+        if value and (1 not in order or order.index(1) < order.count(0)):
             raise ValueError("what prepares for quantizing comes before the step that quantizes")
+        if order != sorted(order) or order.count(2) > 1:
+            raise ValueError("qat comes once, after the step that quantizes")
         return value
 
 
@@ -246,6 +270,7 @@ __all__ = [
     "Hqq",
     "Lowering",
     "Prepare",
+    "Qat",
     "Quantize",
     "Recipe",
     "Rotate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.hqq import quantize_hqq
 from edgeport.compress.quantize.palette import quantize_palette
+from edgeport.compress.quantize.qat import fine_tune
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sequential import quantize_in_sequence
@@ -23,7 +24,7 @@ from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, as_matrix, dequantize, digest
-from edgeport.recipe import Gptq, Hqq, Quantize, Recipe, RoundToNearest
+from edgeport.recipe import Gptq, Hqq, Qat, Quantize, Recipe, RoundToNearest
 from edgeport.target import Target
 
 
@@ -36,7 +37,7 @@ class LayerRecord:
         method: what chose the codes; empty for a weight left in float.
         relative_error: ||after - before|| / ||before||, of the weight itself.
         output_error: the same of the layer's output over the calibration inputs, as the layers quantized before
-            it make them; None where the method saw no inputs.
+            it make them; None where the method saw no inputs, or training changed the layer afterwards.
         tied: every name of the weight when it has several.
         sha256: of the logical codes and scales (`quantized.digest`), None for a weight left in float.
         options: with mixed precision, what every worthwhile format would store and cost, fewest bytes first.
@@ -165,6 +166,28 @@ def _quantize(
     return tensor, Note(name, (max(output_error(change, second), 0.0) / energy) ** 0.5 if energy > 0 else 0.0)
 
 
+def _fine_tune(
+    model: Model,
+    teacher: Model,
+    step: Qat,
+    assignments: tuple[Assignment, ...],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    notes: dict[str, Note],
+    report: Callable[[int, int, float], None] | None,
+) -> Model:
+    """The quantized model after training; the notes of the weights that it changed say so."""
+    tuned = fine_tune(model, teacher, inputs, step, progress=report)
+    for name, tensor in tuned.quantized.items():
+        if digest(tensor) != digest(model.quantized[name]):
+            notes[name] = Note(f"{notes[name].method}+qat", None)
+    if tuned.floats:
+        model = replace(model, module=copy.deepcopy(model.module))
+        with torch.no_grad():
+            for name, value in tuned.floats.items():
+                model.module.get_parameter(name).copy_(value)
+    return set_weights(model, tuned.quantized, assignments)
+
+
 def apply_recipe(
     model: Model,
     recipe: Recipe,
@@ -172,12 +195,14 @@ def apply_recipe(
     *,
     calibration: Samples | None = None,
     progress: Callable[[int, int], None] | None = None,
+    training: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Model, tuple[LayerRecord, ...]]:
     """Compress a model as the recipe says, on the grids that the target has.
 
     Args:
         calibration: real inputs for the methods that need them; None gets those that the recipe names.
         progress: called with (weights done, weights in all).
+        training: called with (steps done, steps in all, loss) where the recipe trains.
 
     Raises:
         TargetRefusesError: the target can't take the recipe.
@@ -209,4 +234,7 @@ def apply_recipe(
                 quantized[item.name] = method(item, parameters[item.name].detach(), None)
             if progress is not None:
                 progress(index + 1, len(assignments))
-    return set_weights(model, quantized, assignments), record_layers(model, assignments, quantized, notes, table)
+    made = set_weights(model, quantized, assignments)
+    if recipe.tune is not None and quantized:
+        made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training)
+    return made, record_layers(model, assignments, dict(made.quantized), notes, table)

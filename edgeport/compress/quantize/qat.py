@@ -1,0 +1,216 @@
+"""Quantization-aware training: fine-tune codes and scales so that the whole model stays close to the float one.
+
+In the manner of LLM-QAT (Liu et al. 2023, https://arxiv.org/abs/2305.17888): the float model teaches, real inputs
+without labels are enough. Where a quantizing step looks at one layer at a time, this lowers the distance between
+the models' outputs (`compress/distill.py`). Every weight is computed through its rounding (`straight.py`) on the
+grid that the quantizing step chose; the result differs from what came in in codes, scales, norms and biases, and
+in nothing that a backend must know about. Palettes stay as they are; so do other float weights. Activations are
+float in training: a backend that rounds them on the fly adds its error to what is trained here.
+
+A held-out fifth of the inputs decides. The state that is best on them is kept, and nothing is changed when none
+is better than the start, so the result is never worse on them.
+
+Memory: the float model and its quantized copy; for each trained weight the master, two moments, its gradient and
+its present value; the activations of one sample; the teacher's outputs where they are smaller than its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgeport.compress.chain import call
+from edgeport.compress.distill import Sample, Teacher, distance
+from edgeport.compress.quantize.straight import TrainedWeight
+from edgeport.errors import BadInputError
+from edgeport.model.inputs import select_outputs
+from edgeport.model.types import Model
+from edgeport.quantized import QuantizedTensor
+from edgeport.recipe import Qat
+
+HELD_OUT = 5
+"""One input in so many is not trained on."""
+
+FINER = 0.1
+"""Learning rate of scales, norms and biases, each relative to its size, to that of weights in steps of the grid."""
+
+LEAST_SIZE = 1e-3
+"""The size that biases are taken to have at least: they may begin as zeros."""
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises."""
+
+CHECKS = 10
+"""How many times in a run the held-out loss is measured."""
+
+CLIP = 1.0
+"""Largest norm of all gradients together."""
+
+Progress = Callable[[int, int, float], None]
+"""(steps done, steps in all, mean loss of the last step)."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What training made.
+
+    Attributes:
+        quantized: every compressed weight, by name.
+        floats: norms and biases with their new values, by name; empty when the start was best.
+        loss_before, loss_after: mean loss on the held-out inputs, at the start and of this result.
+    """
+
+    quantized: dict[str, QuantizedTensor]
+    floats: dict[str, torch.Tensor]
+    loss_before: float
+    loss_after: float
+
+
+class _Student(torch.nn.Module):
+    """The quantized model with its trained parameters in place of its own. The module given is not changed."""
+
+    def __init__(self, model: Model, *, masters: bool) -> None:
+        super().__init__()
+        self.inner = model.module
+        self.config = getattr(model.module, "config", None)
+        parameters = dict(model.module.named_parameters())
+        self.trained = {
+            name: TrainedWeight(tensor) for name, tensor in model.quantized.items() if tensor.palette is None
+        }
+        self.floats = {
+            name: torch.nn.Parameter(value.detach().clone())
+            for name, value in parameters.items()
+            if value.ndim == 1 and value.is_floating_point() and name not in model.quantized
+        }
+        self.masters = [weight.master for weight in self.trained.values()] if masters else []
+        fixed = {name: value.detach() for name, value in parameters.items() if name not in self.trained}
+        self.values: dict[str, torch.Tensor] = fixed | self.floats
+
+    def refresh(self) -> None:
+        """Compute the weights anew from what is trained."""
+        with torch.no_grad():
+            self.values |= {name: weight.value().requires_grad_() for name, weight in self.trained.items()}
+
+    def forward(self, **inputs: torch.Tensor) -> object:
+        return torch.func.functional_call(self.inner, self.values, kwargs=inputs)
+
+    def pass_on(self) -> None:
+        """Hand the weights' gradients on to masters and scales, one weight at a time to bound the memory."""
+        for name, weight in self.trained.items():
+            gradient, self.values[name].grad = self.values[name].grad, None
+            if gradient is not None:  # a weight that this task's outputs do not use
+                weight.value().backward(gradient)  # type: ignore[no-untyped-call]
+
+    def groups(self, rate: float) -> list[dict[str, object]]:
+        """Parameters with their learning rates."""
+        scales = [weight.log_ratio for weight in self.trained.values()]
+        groups: list[dict[str, object]] = [{"params": scales, "lr": rate * FINER}]
+        if self.masters:
+            groups.append({"params": self.masters, "lr": rate})
+        for value in self.floats.values():
+            size = float(value.detach().square().mean().sqrt())
+            groups.append({"params": [value], "lr": rate * FINER * max(size, LEAST_SIZE)})
+        return groups
+
+
+def _order(count: int, seed: int) -> Callable[[], int]:
+    """Indices below `count` without end, in a new order every time round."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+
+    def following() -> int:
+        if not waiting:
+            waiting.extend(torch.randperm(count, generator=generator).tolist())
+        return waiting.pop()
+
+    return following
+
+
+def _rate(steps: int) -> Callable[[int], float]:
+    """Learning rate of a step relative to the highest: a short linear rise, then half a cosine down to 0."""
+    rise = max(1, round(steps * WARM_UP))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+def fine_tune(
+    model: Model, teacher: Model, inputs: Sequence[Sample], settings: Qat, *, progress: Progress | None = None
+) -> Tuned:
+    """Train a quantized model towards the float one.
+
+    Args:
+        model: with quantized weights; the module is not changed.
+        teacher: the float model it was made of.
+        inputs: samples as the module takes them, batch 1.
+
+    Raises:
+        BadInputError: there are fewer than two inputs, or the models' outputs are not finite on them.
+    """
+    if len(inputs) < 2:
+        raise BadInputError(
+            f"Fine-tuning was given {len(inputs)} input: one must be held out to judge by.",
+            where="[calibration]",
+            allowed="2 or more inputs; hundreds are better",
+            next_step="Ask for more `samples` in the recipe's [calibration] table.",
+        )
+    outputs = tuple(spec.name for spec in model.outputs)
+    weights_bytes = sum(value.numel() * value.element_size() for value in teacher.module.parameters())
+    taught = Teacher(teacher.module, inputs, outputs, budget=weights_bytes)
+    student = _Student(model, masters=settings.train == "weights")
+    chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    held = sorted(chosen[: max(1, len(inputs) // HELD_OUT)])
+    used = sorted(set(range(len(inputs))) - set(held))
+
+    def loss_of(index: int) -> torch.Tensor:
+        return distance(select_outputs(call(student, inputs[index]), outputs), taught(index), inputs[index])
+
+    def judge() -> float:
+        with torch.no_grad():
+            return sum(float(loss_of(index)) for index in held) / len(held)
+
+    student.refresh()
+    before = judge()
+    if not math.isfinite(before):
+        raise BadInputError(
+            "The calibration data makes outputs that are not finite.",
+            where="[calibration]",
+            next_step="Check the checkpoint and its preprocessing.",
+        )
+    best = Tuned(dict(model.quantized), {}, before, before)
+    optimizer = torch.optim.AdamW(student.groups(settings.learning_rate), weight_decay=0.0, foreach=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings.steps))
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    following, every = _order(len(used), settings.seed), max(1, settings.steps // CHECKS)
+    for step in range(1, settings.steps + 1):
+        total = 0.0
+        for _ in range(settings.batch):
+            loss = loss_of(used[following()]) / settings.batch
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            break  # diverged: nothing better can follow
+        student.pass_on()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=False)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        for weight in student.trained.values():
+            weight.stay_on_grid()
+        student.refresh()
+        if progress is not None:
+            progress(step, settings.steps, total)
+        if step % every == 0 or step == settings.steps:
+            after = judge()
+            if after < best.loss_after:
+                quantized = dict(model.quantized) | {n: weight.tensor() for n, weight in student.trained.items()}
+                floats = {name: value.detach().clone() for name, value in student.floats.items()}
+                best = Tuned(quantized, floats, before, after)
+    return best
