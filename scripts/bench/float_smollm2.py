@@ -140,7 +140,7 @@ def train(model: Model, ids: torch.Tensor, state: Path, arguments: argparse.Name
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        console.print(f"step {step + 1} of {arguments.steps}: loss {float(loss):.4f}")
+        console.print(f"step {step + 1} of {arguments.steps}: loss {loss.item():.4f}")
         if (step + 1) % arguments.save_every == 0 or step + 1 == last:
             state.parent.mkdir(parents=True, exist_ok=True)
             stored = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

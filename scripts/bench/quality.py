@@ -87,6 +87,7 @@ class Ours:
 def our_rows(model: Model) -> Iterator[Ours]:
     words = {
         "int8": "int8 per channel symmetric",
+        "int8_g32": "int8 g32 symmetric",
         "int4_g32": "int4 g32 symmetric",
         "uint4_g32": "int4 g32 asymmetric",
     }

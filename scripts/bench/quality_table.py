@@ -8,6 +8,8 @@ from dataclasses import dataclass
 OURS = "edgeport"
 HALF = 0.5
 SLACK = 0.1
+GRAPH = 1.01
+"""A simulated row has weights only; a file also has the graph."""
 """The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight."""
 
 
@@ -81,7 +83,8 @@ def duels(rows: Sequence[Result]) -> list[Duel]:
     """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight."""
     found = []
     for peer in sorted((row for row in rows if not row.ours), key=lambda row: row.error):
-        able = [row for row in rows if row.ours and row.bytes <= peer.bytes and row.bits <= peer.bits + SLACK]
+        size = peer.bytes * (GRAPH if peer.simulated else 1)
+        able = [row for row in rows if row.ours and row.bytes <= size and row.bits <= peer.bits + SLACK]
         found.append(Duel(peer, min(able, key=lambda row: row.error, default=None)))
     return found
 
