@@ -40,10 +40,10 @@ clearly; they don't separate neighbours.
 
 *bits/weight* counts scales and zero points and averages over the weights that are quantized; *MB* is the whole file in
 1e6 bytes. "embeddings float" in a row therefore means few bits a weight and a large file. *simulated* rows run in
-PyTorch with the numbers the tool chose; their MB is what dense packing would take, 1% is allowed for the graph. `MatMulNBits` and NNCF leave a Gemm
-(MiniLM's pooler, 0.6 MB) in float, which their MB shows. Every file runs in the same session
-settings; on x86 without VNNI those keep 8-bit products from saturating, for all tools alike. The *error* that methods
-are ranked by is 1 - mean cosine for embeddings and mean KL(original || file) for class scores.
+PyTorch with the numbers the tool chose; their MB is what dense packing would take, and 1% is allowed for the graph.
+`MatMulNBits` and NNCF leave a Gemm (MiniLM's pooler, 0.6 MB) in float, which their MB shows. Every file runs in the
+same session settings; on x86 without VNNI those keep 8-bit products from saturating, for all tools alike. The *error*
+that methods are ranked by is 1 - mean cosine for embeddings and mean KL(original || file) for class scores.
 
 **Aim**: at no more bytes and bits a weight, at most half the error of each peer; for MiniLM in 8 bits a cosine of at
 least {INT8_COSINE} in at most {INT8_MB} MB.
