@@ -72,13 +72,14 @@ class Tuned:
 class _Student(torch.nn.Module):
     """The quantized model with its trained parameters in place of its own. The module given is not changed."""
 
-    def __init__(self, model: Model, *, masters: bool) -> None:
+    def __init__(self, model: Model, *, masters: bool, seed: int) -> None:
         super().__init__()
         self.inner = model.module
         self.config = getattr(model.module, "config", None)
         parameters = dict(model.module.named_parameters())
+        generator = torch.Generator().manual_seed(seed)
         self.trained = {
-            name: TrainedWeight(tensor) for name, tensor in model.quantized.items() if tensor.palette is None
+            name: TrainedWeight(tensor, generator) for name, tensor in model.quantized.items() if tensor.palette is None
         }
         self.floats = {
             name: torch.nn.Parameter(value.detach().clone())
@@ -164,7 +165,7 @@ def fine_tune(
     outputs = tuple(spec.name for spec in model.outputs)
     weights_bytes = sum(value.numel() * value.element_size() for value in teacher.module.parameters())
     taught = Teacher(teacher.module, inputs, outputs, budget=weights_bytes)
-    student = _Student(model, masters=settings.train == "weights")
+    student = _Student(model, masters=settings.train == "weights", seed=settings.seed)
     chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     held = sorted(chosen[: max(1, len(inputs) // HELD_OUT)])
     used = sorted(set(range(len(inputs))) - set(held))
