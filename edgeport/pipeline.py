@@ -99,7 +99,12 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
     def make(out: Path) -> None:
         tuned = calibration_samples(job.model, request.recipe) if request.recipe.calibrates else None
         model, records = apply_recipe(
-            job.model, request.recipe, request.target, calibration=tuned, progress=progress.update
+            job.model,
+            request.recipe,
+            request.target,
+            calibration=tuned,
+            progress=progress.update,
+            training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
         save_compressed(out, job.model, model, records, None if tuned is None else tuned.record)
 
