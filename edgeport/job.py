@@ -294,14 +294,15 @@ def make_plan(job: Job) -> Plan:
     import psutil
 
     from edgeport import plan as planning
+    from edgeport.compress.mixed import weight_budgets
     from edgeport.model.types import Axis
     from edgeport.stages import is_stored
 
     request, model, settings = job.request, job.model, job.settings
     target, recipe = request.target, request.recipe
     parameters = sum(p.numel() for p in model.module.parameters())
-    bits = None if recipe.quantize is None or model.quantized else recipe.quantize.bits_per_weight
-    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime, bits)
+    budgets = {} if model.quantized else weight_budgets(job.assignments, recipe, target)
+    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime, budgets)
     baseline = planning.predict_size(model, (), "fp32", target.runtime)
     memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
     disk = 2 * predicted + baseline + planning.reference_bytes(model, job.sample_count)

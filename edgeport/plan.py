@@ -7,7 +7,7 @@ SmolLM2 4.6 GB with ONNX Runtime while measuring and 2.9 GB with ExecuTorch whil
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.compress.assign import Assignment
@@ -102,17 +102,16 @@ def predict_size(
     assignments: tuple[Assignment, ...],
     precision: str,
     runtime: RuntimeName,
-    bits_per_weight: float | None = None,
+    budgets: Mapping[str, int] | None = None,
 ) -> int:
     """Bytes of the model file: packed weights, the remaining floats at `precision`, and the graph.
 
-    With `bits_per_weight` (mixed precision) the packed weights are taken to use up their budget.
+    `budgets` (mixed precision): bytes of the weights whose formats are still to be chosen, by name.
     """
     width = 2 if precision == "fp16" else 4
     quantized = {a.name: a for a in assignments if a.format.quantized}
-    total = sum(packed_bytes(a) for a in quantized.values())
-    if bits_per_weight is not None:
-        total = int(sum(math.prod(a.shape) for a in quantized.values()) * bits_per_weight / 8)
+    given = budgets or {}
+    total = sum(given[name] if name in given else packed_bytes(a) for name, a in quantized.items())
     for name, parameter in model.module.named_parameters():
         if name not in quantized:
             total += parameter.numel() * width

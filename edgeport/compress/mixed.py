@@ -6,6 +6,7 @@ grid with errors weighted by their inputs: a method that does better does so for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sensitivity import Sensitivity, measure_sensitivity
 from edgeport.model.types import Model
 from edgeport.quantized import as_matrix, dequantize
-from edgeport.recipe import Quantize
+from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
 SAMPLES = 16
@@ -43,6 +44,27 @@ class Option:
 
 Table = dict[str, tuple[Option, ...]]
 """For every weight the options that no other one beats in bytes and cost, fewest bytes first."""
+
+
+def choices(assignments: Sequence[Assignment], step: Quantize, target: Target) -> dict[str, tuple[str, ...]]:
+    """The formats that each weight with more than one may take, by name."""
+    formats = {
+        item.name: candidates(step, target, item.kinds, item.name, (item.shape[0], math.prod(item.shape[1:])))
+        for item in assignments
+        if item.format.quantized
+    }
+    return {name: names for name, names in formats.items() if len(names) > 1}
+
+
+def weight_budgets(assignments: Sequence[Assignment], recipe: Recipe, target: Target) -> dict[str, int]:
+    """Bytes on average of every weight whose format is still to be chosen; empty without mixed precision."""
+    step = recipe.quantize
+    if step is None or step.bits_per_weight is None:
+        return {}
+    shapes = {item.name: item.shape for item in assignments}
+    return {
+        name: int(math.prod(shapes[name]) * step.bits_per_weight / 8) for name in choices(assignments, step, target)
+    }
 
 
 def _option(item: Assignment, weight: torch.Tensor, sensitivity: Sensitivity) -> Choice:
@@ -75,7 +97,7 @@ def choose_formats(
 ) -> tuple[tuple[Assignment, ...], Table]:
     """The assignments with the formats that lose least within `step.bits_per_weight`, and the table behind them.
 
-    Weights that the recipe leaves in float are not counted.
+    Weights that have only one format, or that the recipe leaves in float, are not counted.
 
     Args:
         progress: called with (weights measured, weights in all).
@@ -84,7 +106,8 @@ def choose_formats(
         BadInputError: the smallest formats at hand take more than the budget.
     """
     assert step.bits_per_weight is not None
-    open_ = [item for item in assignments if item.format.quantized]
+    formats = choices(assignments, step, target)
+    open_ = [item for item in assignments if item.name in formats]
     layers = {}
     for item in open_:
         aliases = [model.module.get_submodule(name.rpartition(".")[0]) for name in item.tied or (item.name,)]
@@ -96,15 +119,13 @@ def choose_formats(
     weights = 0
     for index, item in enumerate(open_):
         weight = model.module.get_parameter(item.name).detach()
-        shape = (weight.shape[0], weight.numel() // weight.shape[0])
         weights += weight.numel()
         options[item.name] = [
-            _option(reassigned(item, name, target), weight, sensitivities[item.name])
-            for name in candidates(step, target, item.kinds, item.name, shape)
+            _option(reassigned(item, name, target), weight, sensitivities[item.name]) for name in formats[item.name]
         ]
         if progress is not None:
             progress(index + 1, len(open_))
-    chosen = allocate(options, int(weights * step.bits_per_weight / 8))
+    chosen = allocate(options, int(weights * step.bits_per_weight / 8)) if options else {}
     table = {
         name: tuple(
             Option(choice.format, choice.bytes, choice.cost, choice.format == chosen[name].format)
