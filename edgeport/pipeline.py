@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
-from edgeport.storage import canonical_json, read_json
+from edgeport.storage import cache_root, canonical_json, read_json
 
 if TYPE_CHECKING:
     from edgeport.compress import LayerRecord
@@ -87,6 +87,7 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
     """The compressed model, what happened to each layer, and what methods were tuned on."""
     from edgeport.compress import apply_recipe
     from edgeport.compress.calibrate import calibration_samples
+    from edgeport.compress.journal import Journal
     from edgeport.compress.saved import load_calibration, load_compressed, load_records, save_compressed
     from edgeport.stages import run_stage
 
@@ -98,15 +99,18 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
 
     def make(out: Path) -> None:
         tuned = calibration_samples(job.model, request.recipe) if request.recipe.calibrates else None
+        journal = Journal(cache_root() / "journals" / job.compress_key)
         model, records = apply_recipe(
             job.model,
             request.recipe,
             request.target,
             calibration=tuned,
             progress=progress.update,
+            journal=journal,
             training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
         save_compressed(out, job.model, model, records, None if tuned is None else tuned.record)
+        journal.close()
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)

@@ -10,6 +10,7 @@ import torch
 
 from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.gptq import quantize_gptq
@@ -128,17 +129,7 @@ def record_layers(
     return tuple(records)
 
 
-@dataclass(frozen=True)
-class Note:
-    """What a method leaves about one weight: its name, and the relative error of the layer's output."""
-
-    method: str
-    output_error: float | None
-
-
-def _quantize(
-    step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None
-) -> tuple[QuantizedTensor, Note]:
+def _quantize(step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
     """One weight by the recipe's method. A layer whose inputs are no vectors (an embedding) is rounded to nearest."""
     second = None if moments is None else moments.second / moments.count
     if item.format.scheme == "lut":
@@ -196,6 +187,7 @@ def apply_recipe(
     calibration: Samples | None = None,
     progress: Callable[[int, int], None] | None = None,
     training: Callable[[int, int, float], None] | None = None,
+    journal: Journal | None = None,
 ) -> tuple[Model, tuple[LayerRecord, ...]]:
     """Compress a model as the recipe says, on the grids that the target has.
 
@@ -203,6 +195,7 @@ def apply_recipe(
         calibration: real inputs for the methods that need them; None gets those that the recipe names.
         progress: called with (weights done, weights in all).
         training: called with (steps done, steps in all, loss) where the recipe trains.
+        journal: where a method that goes block by block notes what it finished, to go on there.
 
     Raises:
         TargetRefusesError: the target can't take the recipe.
@@ -213,28 +206,28 @@ def apply_recipe(
     step = recipe.quantize
     if step is None:
         return model, record_layers(model, assignments, {}, {}, {})
-    notes: dict[str, Note] = {}
-
-    def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> QuantizedTensor:
-        tensor, notes[item.name] = _quantize(step, item, weight, moments)
-        return tensor
 
     inputs = as_tensors(model, calibration or calibration_samples(model, recipe)) if recipe.calibrates else []
     model = prepare(model, recipe.prepare, assignments, inputs, weighted=isinstance(step, Gptq))
     table: Table = {}
     if step.bits_per_weight is not None:
         assignments, table = choose_formats(model, step, target, assignments, inputs)
-    quantized: dict[str, QuantizedTensor] = {}
+
+    def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
+        return _quantize(step, item, weight, moments)
+
+    finished: dict[str, Made] = {}
     if isinstance(step, Gptq):
-        quantized = quantize_in_sequence(model.module, assignments, inputs, method, progress=progress)
+        finished = quantize_in_sequence(model.module, assignments, inputs, method, journal=journal, progress=progress)
     else:
         parameters = dict(model.module.named_parameters(remove_duplicate=False))
         for index, item in enumerate(assignments):
             if item.format.quantized:
-                quantized[item.name] = method(item, parameters[item.name].detach(), None)
+                finished[item.name] = method(item, parameters[item.name].detach(), None)
             if progress is not None:
                 progress(index + 1, len(assignments))
-    made = set_weights(model, quantized, assignments)
-    if recipe.tune is not None and quantized:
+    notes = {name: note for name, (_, note) in finished.items()}
+    made = set_weights(model, {name: tensor for name, (tensor, _) in finished.items()}, assignments)
+    if recipe.tune is not None and finished:
         made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training)
     return made, record_layers(model, assignments, dict(made.quantized), notes, table)

@@ -9,6 +9,7 @@ one block. Layers outside of any chain of blocks take their moments from one for
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 
 from edgeport.compress.assign import Assignment
 from edgeport.compress.chain import call, find_chains, hidden_states
+from edgeport.compress.journal import Journal, Made, Progressed
 from edgeport.compress.statistics import Moments, observed
-from edgeport.quantized import QuantizedTensor, dequantize
+from edgeport.quantized import dequantize
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]
-Method = Callable[[Assignment, torch.Tensor, Moments | None], QuantizedTensor]
-"""(what it becomes, the weight, what its inputs are; None without such vectors) -> the weight."""
+Method = Callable[[Assignment, torch.Tensor, Moments | None], Made]
+"""(what it becomes, the weight, what its inputs are; None without such vectors) -> the weight and a note about it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class _Call:
 
     arguments: tuple[Any, ...]
     named: dict[str, Any]
+
+    def on(self, state: torch.Tensor) -> _Call:
+        """The same call on other hidden states."""
+        return _Call((state, *self.arguments[1:]), self.named)
 
 
 class _Captured(Exception):
@@ -65,29 +71,40 @@ class _Run:
         self.layers = dict(self.module.named_modules(remove_duplicate=False))
         self.method = method
         self.open = {item.name: item for item in assignments if item.format.quantized}
-        self.done: dict[str, QuantizedTensor] = {}
+        self.done: dict[str, Made] = {}
 
-    def owners(self, prefix: str = "") -> dict[str, torch.nn.Module]:
-        """The layers below a prefix whose weights are still to be quantized, by the weights' names.
+    def owners(self, prefix: str = "") -> dict[str, str]:
+        """The layers below a prefix whose weights are still to be quantized: the weight's name -> the layer's.
 
         A tied weight is observed where it multiplies vectors (the head), not where it is looked up.
         """
         found = {}
         for name, item in self.open.items():
-            if not name.startswith(prefix):
-                continue
-            layers = [self.layers[alias.rpartition(".")[0]] for alias in item.tied or (name,)]
-            found[name] = next((layer for layer in layers if not isinstance(layer, torch.nn.Embedding)), layers[0])
+            if name.startswith(prefix):
+                layers = [alias.rpartition(".")[0] for alias in item.tied or (name,)]
+                multiplying = [layer for layer in layers if not isinstance(self.layers[layer], torch.nn.Embedding)]
+                found[name] = (multiplying or layers)[0]
         return found
 
     def quantize(self, names: Sequence[str], moments: Mapping[str, Moments]) -> None:
         """Quantize weights, and put what they stand for in their place."""
         for name in names:
-            item = self.open.pop(name)
-            weight = self.layers[name.rpartition(".")[0]].get_parameter(name.rpartition(".")[2])
-            self.done[name] = self.method(item, weight.detach(), moments.get(name))
-            with torch.no_grad():
-                weight.copy_(dequantize(self.done[name]))
+            weight = self.module.get_parameter(name).detach()
+            self.put(name, self.method(self.open[name], weight, moments.get(name)))
+
+    def put(self, name: str, made: Made) -> None:
+        """Take a finished weight into the module."""
+        del self.open[name]
+        self.done[name] = made
+        with torch.no_grad():
+            self.module.get_parameter(name).copy_(dequantize(made[0]))
+
+
+def _first_open(before: Progressed, chain: int) -> int:
+    """The first block of a chain that an earlier run did not finish."""
+    if before.position is None or before.position[0] < chain:
+        return 0
+    return sys.maxsize if before.position[0] > chain else before.position[1] + 1
 
 
 def quantize_in_sequence(
@@ -96,13 +113,15 @@ def quantize_in_sequence(
     inputs: Inputs,
     method: Method,
     *,
+    journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, QuantizedTensor]:
-    """Every weight that the assignments quantize, by name.
+) -> dict[str, Made]:
+    """Every weight that the assignments quantize, by name, with what the method noted about it.
 
     Args:
         module: the float module; it is not changed.
         inputs: calibration samples, as the module takes them, batch 1.
+        journal: where finished blocks are noted, and taken from when a run was cut short.
         progress: called with (weights done, weights in all).
 
     Raises:
@@ -118,27 +137,36 @@ def quantize_in_sequence(
     with torch.no_grad():
         chains = find_chains(run.module, inputs[0])
         blocks = tuple(f"{block}." for chain in chains for block in chain)
-        outside = {name: layer for name, layer in run.owners().items() if not name.startswith(blocks)}
-        with observed(outside) as moments:
-            for sample in inputs if outside else ():
-                call(run.module, sample)
+        outside = {weight: layer for weight, layer in run.owners().items() if not weight.startswith(blocks)}
+        before = Progressed() if journal is None else journal.read()
+        for name, made in before.made.items():
+            run.put(name, made)
+        # Their inputs are those of the float model.
+        left = {weight: module.get_submodule(layer) for weight, layer in outside.items() if weight in run.open}
+        with observed(left) as moments:
+            for sample in inputs if left else ():
+                call(module, sample)
         # Tables that are looked up come before every chain; the rest would change what the chains see too early.
-        first = [name for name, layer in outside.items() if "embedding" in run.open[name].kinds]
+        first = [name for name in left if "embedding" in run.open[name].kinds]
         run.quantize(first, moments)
         report()
-        for chain in chains:
+        for number, chain in enumerate(chains):
+            start = _first_open(before, number)
+            if start >= len(chain):
+                continue
             calls = _capture(run.module, run.layers[chain[0]], inputs)
-            for name in chain:
+            if start > 0:
+                calls = [one.on(state) for one, state in zip(calls, before.hidden, strict=True)]
+            for index, name in enumerate(chain[start:], start):
                 block, owners = run.layers[name], run.owners(f"{name}.")
-                with observed(owners) as inside:
+                with observed({weight: run.layers[layer] for weight, layer in owners.items()}) as inside:
                     for one in calls:
                         block(*one.arguments, **one.named)
                 run.quantize(list(owners), inside)
                 report()
-                calls = [
-                    _Call((hidden_states(block(*one.arguments, **one.named)), *one.arguments[1:]), one.named)
-                    for one in calls
-                ]
+                calls = [one.on(hidden_states(block(*one.arguments, **one.named))) for one in calls]
+                if journal is not None:
+                    journal.write((number, index), run.done, [one.arguments[0] for one in calls])
         run.quantize([name for name in outside if name in run.open], moments)
         report()
-    return run.done
+    return {item.name: run.done[item.name] for item in assignments if item.name in run.done}

@@ -9,13 +9,14 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 
 from edgeport.compress.assign import Assignment
 from edgeport.compress.chain import call, find_chains
+from edgeport.compress.journal import Journal, Note
 from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sequential import quantize_in_sequence
 from edgeport.compress.statistics import Moments, input_vectors, observed
 from edgeport.errors import BadInputError
 from edgeport.formats import WeightFormat
-from edgeport.quantized import dequantize
+from edgeport.quantized import dequantize, digest
 
 LLAMA = LlamaConfig(
     vocab_size=64,
@@ -60,7 +61,7 @@ def assignments(
 
 
 def rtn(_item: Assignment, weight: torch.Tensor, _moments: Moments | None):
-    return quantize_rtn(weight, Grid(4))
+    return quantize_rtn(weight, Grid(4)), Note("rtn", None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_each_layer_sees_what_the_quantized_prefix_makes():
             assert torch.allclose(shown[name].second, moments[name].second, rtol=1e-4, atol=1e-5)
             assert torch.allclose(shown[name].mean_abs, moments[name].mean_abs, rtol=1e-4, atol=1e-5)
             with torch.no_grad():
-                parameters[name].copy_(dequantize(done[name]))
+                parameters[name].copy_(dequantize(done[name][0]))
 
 
 def test_tied_head_is_observed_and_quantized_before_the_blocks():
@@ -225,3 +226,48 @@ def test_activations_that_are_not_finite_are_refused_by_name():
     with pytest.raises(BadInputError, match="not finite") as error:
         quantize_in_sequence(module, assignments(module, names), tokens(1), rtn)
     assert error.value.where == "input of layer model.layers.0.mlp.down_proj.weight"
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 9, 21])
+def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path, stop_at):
+    module, inputs = llama(), tokens(4)
+    table = "model.embed_tokens.weight"
+    names = [table, *[name for name, p in module.named_parameters() if p.dim() == 2 and "embed" not in name]]
+    rows = assignments(module, names, {table: (table, "lm_head.weight")})
+
+    def method(item: Assignment, weight: torch.Tensor, moments: Moments | None):
+        importance = None if moments is None else moments.second.diagonal()
+        return quantize_rtn(weight, Grid(3, 16), importance=importance), Note(item.name, float(weight.sum()))
+
+    whole = quantize_in_sequence(module, rows, inputs, method)
+    asked: list[str] = []
+
+    def cut(item: Assignment, weight: torch.Tensor, moments: Moments | None):
+        if len(asked) == stop_at:
+            raise Killed
+        asked.append(item.name)
+        return method(item, weight, moments)
+
+    with pytest.raises(Killed):
+        quantize_in_sequence(module, rows, inputs, cut, journal=Journal(tmp_path / "j"))
+    again: list[str] = []
+
+    def counted(item: Assignment, weight: torch.Tensor, moments: Moments | None):
+        again.append(item.name)
+        return method(item, weight, moments)
+
+    resumed = quantize_in_sequence(module, rows, inputs, counted, journal=Journal(tmp_path / "j"))
+    assert list(resumed) == list(whole)
+    for name, (tensor, note) in whole.items():
+        assert digest(resumed[name][0]) == digest(tensor), name
+        assert resumed[name][1] == note
+    # Seven weights a block: what a finished block holds is not made again.
+    finished = 0 if stop_at < 8 else 1 + 7 * ((stop_at - 1) // 7)
+    assert again == names[finished:]
+    assert len(list((tmp_path / "j").glob("hidden-*"))) == 1
+    Journal(tmp_path / "j").close()
+    assert not (tmp_path / "j").exists()

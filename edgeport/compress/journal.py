@@ -1,0 +1,118 @@
+"""What a long calibration has done so far, on disk: a run that was killed goes on at the block where it was.
+
+    done-CHAIN-BLOCK.safetensors   the weights that were finished with that block
+    hidden-CHAIN-BLOCK.safetensors the hidden states that it handed on, one a sample; only the last one stays
+    journal.json                   the last finished block, and what was noted about each weight
+
+`journal.json` is written last and under a temporary name first, so it never speaks of files that are not whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from edgeport.quantized import QuantizedTensor
+from edgeport.storage import canonical_json, read_json, write_text
+
+JOURNAL = "journal.json"
+PARTS = ("codes", "scale", "zero_point", "palette")
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a method leaves about one weight.
+
+    Attributes:
+        method: its name.
+        output_error: relative error of the layer's output over the calibration inputs; None where it saw none.
+    """
+
+    method: str
+    output_error: float | None
+
+
+Made = tuple[QuantizedTensor, Note]
+
+
+@dataclass
+class Progressed:
+    """How far a run came.
+
+    Attributes:
+        made: every finished weight, by name.
+        position: chain and block that were finished last; None before the first.
+        hidden: what that block handed on, for each sample.
+    """
+
+    made: dict[str, Made] = field(default_factory=dict)
+    position: tuple[int, int] | None = None
+    hidden: list[torch.Tensor] = field(default_factory=list)
+
+
+def _form(tensor: QuantizedTensor) -> dict[str, object]:
+    return {
+        "bits": tensor.bits,
+        "group_size": tensor.group_size,
+        "axis": tensor.axis,
+        "scale_dtype": tensor.scale_dtype,
+    }
+
+
+class Journal:
+    """A folder that belongs to one compression: its name holds the hash of everything that decides the result."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self) -> Progressed:
+        """What was finished; nothing when there is no journal."""
+        if not (self.folder / JOURNAL).is_file():
+            return Progressed()
+        record = read_json(self.folder / JOURNAL)
+        found = Progressed(position=tuple(record["position"]))
+        for name, entry in record["made"].items():
+            with safe_open(self.folder / entry["file"], framework="pt") as file:
+                names = set(file.keys())
+                parts = {part: file.get_tensor(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in names}
+            tensor = QuantizedTensor(**{"zero_point": None, **parts, **entry["form"]})
+            found.made[name] = (tensor, Note(**entry["note"]))
+        hidden = load_file(self.folder / record["hidden"])
+        found.hidden = [hidden[str(index)] for index in range(len(hidden))]
+        return found
+
+    def write(self, position: tuple[int, int], made: dict[str, Made], hidden: list[torch.Tensor]) -> None:
+        """Note that a block is finished.
+
+        Args:
+            made: every weight finished so far.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = read_json(self.folder / JOURNAL) if (self.folder / JOURNAL).is_file() else {"made": {}, "hidden": None}
+        place = f"{position[0]}-{position[1]}.safetensors"
+        fresh = {name: value for name, value in made.items() if name not in before["made"]}
+        tensors = {
+            f"{name}.{part}": getattr(tensor, part).contiguous()
+            for name, (tensor, _) in fresh.items()
+            for part in PARTS
+            if getattr(tensor, part) is not None
+        }
+        save_file(tensors, self.folder / f"done-{place}")
+        save_file({str(i): state.contiguous() for i, state in enumerate(hidden)}, self.folder / f"hidden-{place}")
+        entries = {
+            name: {"file": f"done-{place}", "form": _form(tensor), "note": asdict(note)}
+            for name, (tensor, note) in fresh.items()
+        }
+        record = {"position": list(position), "hidden": f"hidden-{place}", "made": {**before["made"], **entries}}
+        write_text(self.folder / JOURNAL, canonical_json(record))
+        if before["hidden"]:
+            (self.folder / before["hidden"]).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Forget it: the result is stored."""
+        shutil.rmtree(self.folder, ignore_errors=True)
