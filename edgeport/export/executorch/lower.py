@@ -235,10 +235,15 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         gc.collect()
         share_segments(path)
         file = read_program(path)
-        _check_kernels(operators(file.program), model)
-        _check_runs(path, model)
+        facts: dict[str, Any] = {
+            "operators": operators(file.program),
+            "planned_memory_bytes": planned_bytes(file.program),
+        }
+        _check_kernels(facts["operators"], model)
         places = place_weights(used, file)
         _check_activations(file, places)
+        del file  # the runtime needs the room
+        _check_runs(path, model)
     return Artifact(
         runtime="executorch",
         delegate="xnnpack",
@@ -249,8 +254,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         weights=places,
         facts={
             **delegation,
-            "operators": operators(file.program),
-            "planned_memory_bytes": planned_bytes(file.program),
+            **facts,
             "weight_shapes": {name: list(tensor.codes.shape) for name, tensor in used.items()},
             "unused_weights": sorted(set(model.quantized) - set(used)),
             "versions": _versions(),
