@@ -93,6 +93,15 @@ def test_refining_never_increases_the_error_of_any_row(rows, groups, seed, which
         tensor = better
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_what_is_made_lies_in_order_in_memory(grid):
+    """Writers of files may take a tensor's memory as it lies."""
+    weight, _, second = layer(12, 48, 4)
+    tensor = refine(quantize_gptq(weight, second, grid), weight, second)
+    parts = [part for part in (tensor.codes, tensor.scale, tensor.zero_point) if part is not None]
+    assert all(part.is_contiguous() for part in parts)
+
+
 def test_refining_finds_the_best_scale_of_a_row():
     weight, _, second = layer(1, 8, 5)
     tensor = quantize_rtn(weight, Grid(4, None), scale_search=False)

@@ -52,7 +52,7 @@ def _better_scales(tensor: QuantizedTensor, target: torch.Tensor, second: torch.
     system += ridge[:, None, None] * torch.eye(groups)
     solved = torch.linalg.solve(system, right + ridge[:, None] * tensor.scale)
     usable = torch.isfinite(solved) & (solved * tensor.scale > 0)
-    return round_scale(torch.where(usable, solved, tensor.scale), tensor.scale_dtype)
+    return round_scale(torch.where(usable, solved, tensor.scale), tensor.scale_dtype).contiguous()
 
 
 def _better_codes(tensor: QuantizedTensor, target: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

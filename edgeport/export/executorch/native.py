@@ -247,14 +247,15 @@ def native_weight(name: str, tensor: QuantizedTensor, *, tied: bool = False) -> 
         tied: the weight serves an embedding and a Linear.
     """
     group_size = tensor.group_size if tensor.bits == 4 else 0
-    scale = tensor.scale if tensor.bits == 4 else tensor.scale.squeeze(1)
+    # In order: XNNPACK's serializer writes a tensor's memory as it lies, whatever its strides say.
+    scale = (tensor.scale if tensor.bits == 4 else tensor.scale.squeeze(1)).contiguous()
     zero = torch.zeros_like(scale, dtype=torch.int8 if group_size else torch.int64)
     table, swapped = tensor.codes, False
     if tensor.codes.dim() == 3:
         table = tensor.codes.unsqueeze(2)
     elif tensor.bits == 4 and tensor.codes.dim() == 2:
         table, swapped = pack_table(tensor.codes, swapped=tied), tied
-    return NativeWeight(tensor.codes, table, scale, zero, tensor.bits, group_size, swapped, name)
+    return NativeWeight(tensor.codes.contiguous(), table, scale, zero, tensor.bits, group_size, swapped, name)
 
 
 def share_structure(module: torch.nn.Module, replacements: Mapping[int, torch.nn.Parameter]) -> torch.nn.Module:
