@@ -26,7 +26,8 @@ CASES = [
     ("zoo:minilm", "ios18-coreml", "fp16", "dynamic", 45.7, 0.99999, 0.99999),
     ("zoo:minilm", "ios17-coreml", "int8", "fixed", 23.1, 0.99999, 0.998),
     ("zoo:minilm", "ios18-coreml", "int4", "fixed", 13.0, 0.99999, 0.92),
-    ("zoo:efficientnet-lite0", "ios18-coreml", "int8", "fixed", 4.9, 0.99999, 0.995),
+    # Fifty float16 layers in a row: errors of some 2**-8 in a logit, squared in the cosine.
+    ("zoo:efficientnet-lite0", "ios18-coreml", "int8", "fixed", 4.9, 0.99998, 0.995),
 ]
 
 
