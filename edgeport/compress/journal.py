@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from edgeport.compress.parts import form_of, read_tensor, tensors_of
 from edgeport.quantized import QuantizedTensor
 from edgeport.storage import canonical_json, read_json, write_text
 
 JOURNAL = "journal.json"
-PARTS = ("codes", "scale", "zero_point", "palette")
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,6 @@ class Progressed:
     hidden: list[torch.Tensor] = field(default_factory=list)
 
 
-def _form(tensor: QuantizedTensor) -> dict[str, object]:
-    return {
-        "bits": tensor.bits,
-        "group_size": tensor.group_size,
-        "axis": tensor.axis,
-        "scale_dtype": tensor.scale_dtype,
-    }
-
-
 class Journal:
     """A folder that belongs to one compression: its name holds the hash of everything that decides the result."""
 
@@ -78,10 +69,7 @@ class Journal:
         found = Progressed(position=tuple(record["position"]))
         for name, entry in record["made"].items():
             with safe_open(self.folder / entry["file"], framework="pt") as file:
-                names = set(file.keys())
-                parts = {part: file.get_tensor(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in names}
-            tensor = QuantizedTensor(**{"zero_point": None, **parts, **entry["form"]})
-            found.made[name] = (tensor, Note(**entry["note"]))
+                found.made[name] = (read_tensor(file, name, entry["form"]), Note(**entry["note"]))
         hidden = load_file(self.folder / record["hidden"])
         found.hidden = [hidden[str(index)] for index in range(len(hidden))]
         return found
@@ -96,16 +84,11 @@ class Journal:
         before = read_json(self.folder / JOURNAL) if (self.folder / JOURNAL).is_file() else {"made": {}, "hidden": None}
         place = f"{position[0]}-{position[1]}.safetensors"
         fresh = {name: value for name, value in made.items() if name not in before["made"]}
-        tensors = {
-            f"{name}.{part}": getattr(tensor, part).contiguous()
-            for name, (tensor, _) in fresh.items()
-            for part in PARTS
-            if getattr(tensor, part) is not None
-        }
+        tensors = {key: part for name, (tensor, _) in fresh.items() for key, part in tensors_of(name, tensor).items()}
         save_file(tensors, self.folder / f"done-{place}")
         save_file({str(i): state.contiguous() for i, state in enumerate(hidden)}, self.folder / f"hidden-{place}")
         entries = {
-            name: {"file": f"done-{place}", "form": _form(tensor), "note": asdict(note)}
+            name: {"file": f"done-{place}", "form": form_of(tensor), "note": asdict(note)}
             for name, (tensor, note) in fresh.items()
         }
         record = {"position": list(position), "hidden": f"hidden-{place}", "made": {**before["made"], **entries}}

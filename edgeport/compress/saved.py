@@ -15,15 +15,14 @@ from safetensors.torch import save_file
 
 from edgeport.compress.apply import LayerRecord, set_weights
 from edgeport.compress.assign import Assignment
+from edgeport.compress.parts import form_of, read_tensor, tensors_of
 from edgeport.data.samples import SampleRecord
 from edgeport.model.types import Model
-from edgeport.quantized import QuantizedTensor
 from edgeport.storage import canonical_json
 
 WEIGHTS = "quantized.safetensors"
 LAYERS = "layers.json"
 RECORDS: TypeAdapter[tuple[LayerRecord, ...]] = TypeAdapter(tuple[LayerRecord, ...])
-PARTS = ("codes", "scale", "zero_point", "palette")
 
 
 def _prepared(original: Model, model: Model) -> dict[str, torch.Tensor]:
@@ -48,14 +47,8 @@ def save_compressed(
     tensors = {f"{name}.float": value for name, value in _prepared(original, model).items()}
     forms: dict[str, dict[str, Any]] = {}
     for name, tensor in model.quantized.items():
-        parts = {part: getattr(tensor, part) for part in PARTS}
-        tensors |= {f"{name}.{part}": value.contiguous() for part, value in parts.items() if value is not None}
-        forms[name] = {
-            "bits": tensor.bits,
-            "group_size": tensor.group_size,
-            "axis": tensor.axis,
-            "scale_dtype": tensor.scale_dtype,
-        }
+        tensors |= tensors_of(name, tensor)
+        forms[name] = form_of(tensor)
     save_file(tensors, folder / WEIGHTS)
     tuned = None if calibration is None else asdict(calibration)
     text = canonical_json({"forms": forms, "layers": [asdict(record) for record in records], "calibration": tuned})
@@ -76,13 +69,10 @@ def load_records(folder: Path) -> tuple[LayerRecord, ...]:
 def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, ...]) -> Model:
     """The uncompressed model with the saved quantized weights in place."""
     forms = json.loads((folder / LAYERS).read_text())["forms"]
-    quantized = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        names = set(file.keys())
-        floats = {name.removesuffix(".float"): file.get_tensor(name) for name in names if name.endswith(".float")}
-        for name, form in forms.items():
-            parts = {part: file.get_tensor(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in names}
-            quantized[name] = QuantizedTensor(**{"zero_point": None, **parts, **form})
+        prepared = [name for name in file.keys() if name.endswith(".float")]  # noqa: SIM118  # no mapping
+        floats = {name.removesuffix(".float"): file.get_tensor(name) for name in prepared}
+        quantized = {name: read_tensor(file, name, form) for name, form in forms.items()}
     if floats:
         model = replace(model, module=copy.deepcopy(model.module))
         parameters = dict(model.module.named_parameters())
