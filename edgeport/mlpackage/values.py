@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from edgeport import packing
 from edgeport.errors import BadInputError
 
 
@@ -131,18 +132,11 @@ def unpack_bits(packed: np.ndarray, bits: int, count: int, *, signed: bool) -> n
     if bits == 4:  # the common case, ten times faster than single bits
         codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[:count]
     else:
-        planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-        codes = np.packbits(planes, axis=1, bitorder="little").reshape(count)
+        codes = packing.unpack_bits(packed, bits, count)
     if not signed:
         return codes
     shift = 8 - bits
     return (codes << shift).view(np.int8) >> shift
-
-
-def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Undo `unpack_bits` for codes that are not negative: uint8 (n,) -> uint8 (ceil(n * bits / 8),)."""
-    planes = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
-    return np.packbits(planes, bitorder="little")
 
 
 def decode_bytes(raw: np.ndarray, element: ElementType, count: int) -> np.ndarray:

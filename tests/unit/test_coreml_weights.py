@@ -10,7 +10,8 @@ from edgeport.errors import BadInputError
 from edgeport.export.coreml.weights import logical
 from edgeport.mlpackage.constants import Constant
 from edgeport.mlpackage.constexpr import decode
-from edgeport.mlpackage.values import ELEMENT_TYPES, TensorType, pack_bits, unpack_bits
+from edgeport.mlpackage.values import ELEMENT_TYPES, TensorType, unpack_bits
+from edgeport.packing import pack_bits
 from edgeport.quantized import dequantize
 
 RNG = np.random.default_rng(0)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from edgeport.errors import TargetRefusesError
-from edgeport.mlpackage.values import pack_bits
+from edgeport.packing import pack_bits
 from edgeport.quantized import QuantizedTensor, round_scale
 
 Deployment = Literal["iOS17", "iOS18"]
