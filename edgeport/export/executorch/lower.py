@@ -48,7 +48,7 @@ def _check_formats(model: Model) -> None:
             raise TargetRefusesError(
                 f"XNNPACK has no kernel for {tensor.bits}-bit weights of this form.",
                 where=f"layer {name}",
-                allowed="symmetric 8-bit weights per channel, or 4-bit weights in groups of 32",
+                allowed="symmetric 8-bit weights per channel, or 4-bit weights in groups of a multiple of 32",
             )
         if tensor.codes.dim() > 2 and tensor.codes.shape[1] == 1:
             raise TargetRefusesError(
