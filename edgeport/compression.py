@@ -18,6 +18,7 @@ from edgeport.storage import new_folder
 
 if TYPE_CHECKING:
     from edgeport.compress import LayerRecord
+    from edgeport.compress.cost import Cost
     from edgeport.compress.folder import Compressed
     from edgeport.plan import PlannedLayer
     from edgeport.recipe import Recipe
@@ -62,6 +63,7 @@ class CompressResult:
         bytes_after: of the file of weights.
         samples: inputs stored with the uncompressed model's outputs.
         files: sha256 of every file of the folder but edgeport.json.
+        cost: what the compression itself took; from the run that made it, where the cache had it.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class CompressResult:
     samples: int
     files: Mapping[str, str]
     seconds: float
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     from edgeport.compress.folder import Compressed, write_compressed
     from edgeport.compress.portable import make_portable
     from edgeport.model.compressed import WEIGHTS
-    from edgeport.pipeline import make_compressed, make_reference
+    from edgeport.pipeline import compression_cost, make_compressed, make_reference
     from edgeport.stages import toolchain_versions
 
     started = time.monotonic()
@@ -138,6 +141,8 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     check_finite(job.model.module)
     reference = make_reference(job, progress)
     model, layers, calibration = make_compressed(job, progress)
+    cost = compression_cost(job)
+    assert cost is not None, "a job that compresses has run its compression"
     if request.target is None:
         model, layers = make_portable(model, layers)
     contents = Compressed(
@@ -171,6 +176,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         samples=job.sample_count,
         files=record.files,
         seconds=time.monotonic() - started,
+        cost=cost,
     )
 
 
@@ -182,7 +188,7 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
     """The job of an export, as far as it goes here; what can't be compressed or stored is refused."""
     from edgeport.bundle.write import check_destination
     from edgeport.compress.folder import check_can_be_stored
-    from edgeport.compress.portable import portable_target
+    from edgeport.compress.portable import check_some_target_takes, portable_target
     from edgeport.model.compressed import RECORD, compressed_folder
 
     check_destination(request.output, force=request.force, marker=RECORD, what="compressed model")
@@ -208,6 +214,8 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
         progress,
     )
     check_can_be_stored(job.model)
+    if request.target is None:
+        check_some_target_takes(job.assignments)
     if not job.compresses:
         raise BadInputError(
             f"The recipe {request.recipe.name!r} compresses no weight of this model.",

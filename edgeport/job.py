@@ -258,6 +258,7 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     from edgeport.compress import assign
     from edgeport.compress.assign import check_precision
     from edgeport.compress.stored import check_stored_inputs, open_for_target
+    from edgeport.data.generated import check_generates
     from edgeport.export.dispatch import check_settings
     from edgeport.model.compressed import compressed_folder
     from edgeport.model.load import load_model
@@ -282,6 +283,8 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     check_settings(model, request.target, settings)
     folder = compressed_folder(request.model)
     if folder is None:
+        if request.recipe.calibrates and request.recipe.calibration.source == "generated":
+            check_generates(model)
         return Job(request, model, assign(model, request.recipe, request.target), settings)
     model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
     job = Job(request, model, assignments, settings, before)

@@ -19,7 +19,8 @@ from edgeport.storage import cache_root, canonical_json, read_json
 
 if TYPE_CHECKING:
     from edgeport.compress import LayerRecord
-    from edgeport.data.samples import SampleRecord
+    from edgeport.compress.cost import Cost
+    from edgeport.data.samples import SampleRecord, Samples
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
@@ -83,13 +84,38 @@ def make_reference(job: Job, progress: Progress) -> Path:
     return run_stage("reference", job.reference_key, make, report=progress.message)
 
 
+def _calibration(job: Job, progress: Progress) -> Samples:
+    """What the recipe's methods tune on. Texts that the model writes are kept: every recipe and target can use them."""
+    from edgeport.compress.calibrate import calibration_samples, check_enough
+    from edgeport.data.generated import generated_samples
+    from edgeport.data.samples import SampleRecord, Samples
+    from edgeport.stages import run_stage, stage_key
+    from edgeport.vectors import load_vectors, save_vectors
+
+    asked = job.request.recipe.calibration
+    if asked.source == "data":
+        return calibration_samples(job.model, job.request.recipe)
+
+    def make(out: Path) -> None:
+        written = generated_samples(job.model, count=asked.samples, progress=progress.update)
+        save_vectors(out / "inputs.safetensors", written.inputs)
+        (out / "record.json").write_text(canonical_json(asdict(written.record)))
+
+    key = stage_key("generated", {"model": job.model_key, "samples": asked.samples})
+    folder = run_stage("generated", key, make, report=progress.message)
+    found = Samples(load_vectors(folder / "inputs.safetensors"), SampleRecord(**read_json(folder / "record.json")))
+    check_enough(found)
+    return found
+
+
 def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRecord, ...], SampleRecord | None]:
     """The compressed model, what happened to each layer, and what methods were tuned on."""
     from edgeport.compress import apply_recipe
-    from edgeport.compress.calibrate import calibration_samples
+    from edgeport.compress.cost import cost_of, save_cost
     from edgeport.compress.journal import Journal
     from edgeport.compress.saved import load_calibration, load_compressed, load_records, save_compressed
     from edgeport.stages import run_stage
+    from edgeport.usage import Meter
 
     if job.compressed is not None:
         progress.stage("compress", f"{job.request.recipe.name}, done before")
@@ -98,23 +124,38 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
     request = job.request
 
     def make(out: Path) -> None:
-        tuned = calibration_samples(job.model, request.recipe) if request.recipe.calibrates else None
+        meter = Meter()
+        tuned = _calibration(job, progress) if request.recipe.calibrates else None
         journal = Journal(cache_root() / "journals" / job.compress_key)
+        before = journal.finished()
         model, records = apply_recipe(
             job.model,
             request.recipe,
             request.target,
             calibration=tuned,
             progress=progress.update,
+            log=progress.message,
             journal=journal,
             training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
+        save_cost(out, cost_of(meter.read(), model, tuned, weights_before=before))
         save_compressed(out, job.model, model, records, None if tuned is None else tuned.record)
         journal.close()
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)
     return load_compressed(folder, job.model, job.assignments), load_records(folder), load_calibration(folder)
+
+
+def compression_cost(job: Job) -> Cost | None:
+    """What the job's compression took when `make_compressed` made it, in this run or one before; None where it
+    compresses nothing or the model came compressed."""
+    from edgeport.compress.cost import load_cost
+    from edgeport.stages import stored
+
+    if job.compressed is not None or not job.compresses:
+        return None
+    return load_cost(stored("compress", job.compress_key))
 
 
 def _data(job: Job, reference: Path) -> DataRecord:
@@ -203,7 +244,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     from edgeport.gate import conclude
     from edgeport.report import render_report
     from edgeport.stages import toolchain_versions
-    from edgeport.validate.evidence import Measurements
+    from edgeport.validate.evidence import CompressionCost, Measurements
     from edgeport.vectors import load_vectors
 
     started = time.monotonic()
@@ -224,6 +265,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
     progress.stage("bundle", str(request.output))
     measurements = Measurements(**read_json(measured / "measurements.json"))
+    cost = compression_cost(job)
+    if cost is not None:
+        measurements = measurements.model_copy(update={"compression": CompressionCost(**asdict(cost))})
     own = measured / "outputs.safetensors"
     contents = Contents(
         model=job.model,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, LayerKind, WeightFormat
@@ -58,6 +58,12 @@ class Quantize(Strict):
             except BadInputError as error:
                 raise ValueError(f"{error.what} It takes {error.allowed}") from error
         return value
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> Self:
+        if self.bits_per_weight is not None and all(len(self.formats(kind)) < 2 for kind in LAYER_KINDS):
+            raise ValueError("'bits_per_weight' chooses among the formats of a layer kind: name two or more for one")
+        return self
 
     def formats(self, kind: LayerKind) -> tuple[str, ...]:
         """The weight formats asked for a layer kind, best first."""
@@ -137,13 +143,16 @@ Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Qat, Field(discriminato
 
 
 class Calibration(Strict):
-    """Real inputs that methods tune on; they never overlap with those that evidence is measured on.
+    """The inputs that methods tune on; they never overlap with those that evidence is measured on.
 
     Attributes:
         samples: how many inputs.
+        source: "data" for the data card of the model's modality, "generated" for texts that the float model writes
+            itself (causal language models; `edgeport.data.generated`).
     """
 
     samples: int = Field(default=64, ge=1)
+    source: Literal["data", "generated"] = "data"
 
 
 class Lowering(Strict):
@@ -226,6 +235,12 @@ class Recipe(Strict):
         if order != sorted(order) or order.count(2) > 1:
             raise ValueError("qat comes once, after the step that quantizes")
         return value
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> Self:
+        if self.calibration != Calibration() and not self.calibrates:
+            raise ValueError("[calibration] changes nothing: no step of the recipe looks at data")
+        return self
 
 
 def recipe_names() -> list[str]:

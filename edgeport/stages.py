@@ -67,6 +67,11 @@ def is_stored(stage: str, key: str) -> bool:
     return (_folder(stage, key) / "stage.json").is_file()
 
 
+def stored(stage: str, key: str) -> Path:
+    """The folder with a stage's output, which `run_stage` has made."""
+    return _folder(stage, key) / "output"
+
+
 def _is_whole(folder: Path) -> bool:
     try:
         recorded = read_json(folder / "stage.json").get("files")

@@ -121,6 +121,7 @@ def _document(request: CompressRequest, result: CompressResult) -> dict[str, Any
         "bytes_after": result.bytes_after,
         "samples": result.samples,
         "seconds": round(result.seconds, 3),
+        "cost": asdict(result.cost),
         "layers": [asdict(layer) for layer in result.layers],
         "files": dict(result.files),
     }
@@ -143,7 +144,7 @@ def _span(layers: list[LayerRecord], error: str) -> str:
 
 
 def _draw_result(console: Console, request: CompressRequest, result: CompressResult) -> None:
-    from edgeport.cli.summary import in_bytes
+    from edgeport.cli.summary import cost_words, in_bytes
     from edgeport.cli.tables import facts, listing
 
     grids = "any target" if request.target is None else request.target.name
@@ -163,6 +164,7 @@ def _draw_result(console: Console, request: CompressRequest, result: CompressRes
     for index, layer in enumerate(_worst(result.layers, error)[:WORST]):
         label = ("worst outputs" if error == "output_error" else "worst weights") if index == 0 else ""
         rows.append((label, f"{getattr(layer, error):.4f} {layer.name} ({layer.format}, {layer.method})"))
+    rows.append(("cost", cost_words(asdict(result.cost))))
     rows += [("reference", f"{result.samples} inputs with the original's outputs"), ("folder", str(result.folder))]
     console.print(facts(rows))
 

@@ -70,9 +70,23 @@ def _weights(evidence: Mapping[str, Any]) -> str:
     return f"{weights['equal']} of {weights['checked']} in the file equal the logical ones, bit for bit"
 
 
+def cost_words(cost: Mapping[str, Any]) -> str:
+    """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
+    parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
+    if cost["peak_rss_mb"] is not None:
+        began = "" if cost["start_rss_mb"] is None else f", {cost['start_rss_mb']:.0f} MB when it began"
+        parts.append(f"peak {cost['peak_rss_mb']:.0f} MB{began}")
+    weights = f"{cost['weights']} weights"
+    parts.append(weights + (f", {cost['weights_before']} of them by a run before" if cost["weights_before"] else ""))
+    if cost["samples"]:
+        parts.append(f"{cost['samples']} inputs" + ("" if cost["tokens"] is None else f" of {cost['tokens']} tokens"))
+    return "; ".join(parts)
+
+
 def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and text of every line of the summary, without the verdict."""
     size, states, data = evidence["size"], evidence["states"], evidence["data"]
+    cost = evidence.get("compression")
     kind = "" if data["real"] else " (not real data)"
     return [
         ("size", in_bytes(size["bytes"]) + _of_fp32(size)),
@@ -80,6 +94,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("quantized weights", _weights(evidence)),
         ("latency", _latency(evidence)),
         ("peak memory", _memory(evidence)),
+        *([("compression", cost_words(cost))] if cost else []),
         ("compared on", f"{data['samples']} samples of {data['name']}{kind}"),
         ("lowered", states["lowered"]),
         ("executed here", states["executed_here"]),

@@ -11,6 +11,7 @@ import torch
 from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.calibrate import as_tensors, calibration_samples
 from edgeport.compress.journal import Journal, Made, Note
+from edgeport.compress.lines import weight_line
 from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.gptq import quantize_gptq
@@ -19,7 +20,7 @@ from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.qat import fine_tune
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
-from edgeport.compress.sequential import quantize_in_sequence
+from edgeport.compress.sequential import Report, quantize_in_sequence
 from edgeport.compress.statistics import Moments, output_error
 from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
@@ -129,6 +130,11 @@ def record_layers(
     return tuple(records)
 
 
+def _searches(step: Quantize) -> bool:
+    """Scales are searched for, unless round to nearest was told not to."""
+    return step.scale_search if isinstance(step, RoundToNearest) else True
+
+
 def _quantize(step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
     """One weight by the recipe's method. A layer whose inputs are no vectors (an embedding) is rounded to nearest."""
     second = None if moments is None else moments.second / moments.count
@@ -147,8 +153,7 @@ def _quantize(step: Quantize, item: Assignment, weight: torch.Tensor, moments: M
     elif isinstance(step, Hqq):
         tensor, name = quantize_hqq(weight, item.grid), "hqq"
     else:
-        search = step.scale_search if isinstance(step, RoundToNearest) else True
-        tensor, name = quantize_rtn(weight, item.grid, scale_search=search), "rtn"
+        tensor, name = quantize_rtn(weight, item.grid, scale_search=_searches(step)), "rtn"
     if second is None:
         return tensor, Note(name, None)
     matrix = as_matrix(weight.to(torch.float32))
@@ -165,9 +170,11 @@ def _fine_tune(
     inputs: Sequence[Mapping[str, torch.Tensor]],
     notes: dict[str, Note],
     report: Callable[[int, int, float], None] | None,
+    log: Callable[[str], None],
 ) -> Model:
     """The quantized model after training; the notes of the weights that it changed say so."""
     tuned = fine_tune(model, teacher, inputs, step, progress=report)
+    log(f"qat: loss on held-out inputs {tuned.loss_before:.4g} before, {tuned.loss_after:.4g} after")
     for name, tensor in tuned.quantized.items():
         if digest(tensor) != digest(model.quantized[name]):
             notes[name] = Note(f"{notes[name].method}+qat", None)
@@ -185,7 +192,8 @@ def apply_recipe(
     target: Target,
     *,
     calibration: Samples | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
+    log: Callable[[str], None] | None = None,
     training: Callable[[int, int, float], None] | None = None,
     journal: Journal | None = None,
 ) -> tuple[Model, tuple[LayerRecord, ...]]:
@@ -193,7 +201,8 @@ def apply_recipe(
 
     Args:
         calibration: real inputs for the methods that need them; None gets those that the recipe names.
-        progress: called with (weights done, weights in all).
+        progress: called with (weights done, weights in all, the last one and the relative error of its output).
+        log: called with one line a block where a method goes block by block, and one for each other step.
         training: called with (steps done, steps in all, loss) where the recipe trains.
         journal: where a method that goes block by block notes what it finished, to go on there.
 
@@ -208,26 +217,37 @@ def apply_recipe(
         return model, record_layers(model, assignments, {}, {}, {})
 
     inputs = as_tensors(model, calibration or calibration_samples(model, recipe)) if recipe.calibrates else []
-    model = prepare(model, recipe.prepare, assignments, inputs, weighted=isinstance(step, Gptq))
+    say = log or (lambda _line: None)
+    model = prepare(
+        model,
+        recipe.prepare,
+        assignments,
+        inputs,
+        weighted=isinstance(step, Gptq),
+        scale_search=_searches(step),
+        log=say,
+    )
     table: Table = {}
     if step.bits_per_weight is not None:
-        assignments, table = choose_formats(model, step, target, assignments, inputs)
+        assignments, table = choose_formats(model, step, target, assignments, inputs, progress=progress)
 
     def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
         return _quantize(step, item, weight, moments)
 
     finished: dict[str, Made] = {}
     if isinstance(step, Gptq):
-        finished = quantize_in_sequence(model.module, assignments, inputs, method, journal=journal, progress=progress)
+        finished = quantize_in_sequence(
+            model.module, assignments, inputs, method, journal=journal, progress=progress, log=log
+        )
     else:
         parameters = dict(model.module.named_parameters(remove_duplicate=False))
-        for index, item in enumerate(assignments):
-            if item.format.quantized:
-                finished[item.name] = method(item, parameters[item.name].detach(), None)
+        quantized = [item for item in assignments if item.format.quantized]
+        for index, item in enumerate(quantized):
+            finished[item.name] = method(item, parameters[item.name].detach(), None)
             if progress is not None:
-                progress(index + 1, len(assignments))
+                progress(index + 1, len(quantized), weight_line(item.name, finished[item.name][1]))
     notes = {name: note for name, (_, note) in finished.items()}
     made = set_weights(model, {name: tensor for name, (tensor, _) in finished.items()}, assignments)
     if recipe.tune is not None and finished:
-        made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training)
+        made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
     return made, record_layers(model, assignments, dict(made.quantized), notes, table)

@@ -5,6 +5,7 @@ This is the only place where a recipe meets a target. It reads shapes, never val
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -156,6 +157,24 @@ def check_precision(recipe: Recipe, target: Target) -> None:
         )
 
 
+def check_exclude(recipe: Recipe, layers: Mapping[str, tuple[tuple[LayerKind, ...], tuple[str, ...]]]) -> None:
+    """Refuse a pattern that leaves nothing alone: a slip in it would show only in the result's numbers.
+
+    Raises:
+        BadInputError: naming the pattern.
+    """
+    names = [name for _, aliases in layers.values() for name in aliases]
+    for pattern in recipe.quantize.exclude if recipe.quantize is not None else ():
+        if not fnmatch.filter(names, pattern):
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise BadInputError(
+                f"The pattern {pattern!r} matches no weight that can be compressed.",
+                where=f"exclude of the recipe {recipe.name!r}",
+                allowed=f"patterns of weight names such as {', '.join(close)}",
+                next_step="Correct the pattern, or leave it out.",
+            )
+
+
 def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ...]:
     """What every compressible weight of the model becomes, in the module's order.
 
@@ -163,12 +182,15 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
 
     Raises:
         TargetRefusesError: the target can't take what the recipe asks for.
+        BadInputError: a pattern of `exclude` matches nothing.
     """
     check_precision(recipe, target)
     step = recipe.quantize
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     result = []
-    for name, (kinds, names) in compressible(model.module).items():
+    layers = compressible(model.module)
+    check_exclude(recipe, layers)
+    for name, (kinds, names) in layers.items():
         shape = tuple(parameters[name].shape)
         columns = parameters[name].numel() // shape[0]
         activation: ActivationFormat = "float"

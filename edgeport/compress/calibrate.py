@@ -1,9 +1,10 @@
-"""The real inputs that methods tune on."""
+"""The inputs that methods tune on."""
 
 from __future__ import annotations
 
 import torch
 
+from edgeport.data.generated import generated_samples
 from edgeport.data.samples import Samples, samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
@@ -15,12 +16,27 @@ LEAST_VECTORS = 256
 
 
 def calibration_samples(model: Model, recipe: Recipe, *, progress: Progress | None = None) -> Samples:
-    """The inputs that a recipe asks for, from the slice that evidence is never measured on.
+    """The inputs that a recipe asks for: real ones, from the slice that evidence is never measured on, or texts that
+    the model writes.
 
     Raises:
         BadInputError: the data can't be had, or is too short to say anything.
     """
-    found = samples(model, count=recipe.calibration.samples, split="calibration", progress=progress)
+    asked = recipe.calibration
+    if asked.source == "generated":
+        found = generated_samples(model, count=asked.samples)
+    else:
+        found = samples(model, count=asked.samples, split="calibration", progress=progress)
+    check_enough(found)
+    return found
+
+
+def check_enough(found: Samples) -> None:
+    """Refuse inputs that are too short to say anything about a layer.
+
+    Raises:
+        BadInputError: there are fewer than `LEAST_VECTORS` values.
+    """
     vectors = sum(int(next(iter(sample.values())).size) for sample in found.inputs)
     if vectors < LEAST_VECTORS:
         raise BadInputError(
@@ -29,7 +45,6 @@ def calibration_samples(model: Model, recipe: Recipe, *, progress: Progress | No
             allowed=f"at least {LEAST_VECTORS} tokens, pixels or samples of sound",
             next_step="Ask for more `samples` in the recipe's [calibration] table.",
         )
-    return found
 
 
 def as_tensors(model: Model, found: Samples) -> list[dict[str, torch.Tensor]]:

@@ -61,6 +61,10 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def finished(self) -> int:
+        """How many weights a run before this one noted; none are read."""
+        return len(read_json(self.folder / JOURNAL)["made"]) if (self.folder / JOURNAL).is_file() else 0
+
     def read(self) -> Progressed:
         """What was finished; nothing when there is no journal."""
         if not (self.folder / JOURNAL).is_file():

@@ -93,14 +93,14 @@ def choose_formats(
     assignments: Sequence[Assignment],
     inputs: Sequence[Mapping[str, torch.Tensor]],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[tuple[Assignment, ...], Table]:
     """The assignments with the formats that lose least within `step.bits_per_weight`, and the table behind them.
 
     Weights that have only one format, or that the recipe leaves in float, are not counted.
 
     Args:
-        progress: called with (weights measured, weights in all).
+        progress: called with (weights measured, weights in all, which one).
 
     Raises:
         BadInputError: the smallest formats at hand take more than the budget.
@@ -124,7 +124,7 @@ def choose_formats(
             _option(reassigned(item, name, target), weight, sensitivities[item.name]) for name in formats[item.name]
         ]
         if progress is not None:
-            progress(index + 1, len(open_))
+            progress(index + 1, len(open_), f"choosing bits, {item.name.removesuffix('.weight')}")
     chosen = allocate(options, int(weights * step.bits_per_weight / 8)) if options else {}
     table = {
         name: tuple(

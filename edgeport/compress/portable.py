@@ -7,15 +7,18 @@ float16 for whole channels and palettes; for groups bfloat16 numbers within floa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from edgeport.compress.apply import LayerRecord, set_weights
+from edgeport.compress.assign import Assignment
+from edgeport.errors import TargetRefusesError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, dequantize, digest, quantize_with_scale
 from edgeport.recipe import Recipe
-from edgeport.target import Activations, Execution, ScaleStorage, Target, Weights
+from edgeport.target import Activations, Execution, ScaleStorage, Target, Weights, load_target, target_names
 
 NAME = "portable"
 LEAST_SCALE = 2.0**-14
@@ -41,6 +44,25 @@ def portable_target(recipe: Recipe) -> Target:
         scales=ScaleStorage(per_channel="float16", grouped="bfloat16"),
         execution=Execution(here="none", statement="Not lowered: the folder is exported for a target later."),
     )
+
+
+def check_some_target_takes(assignments: Sequence[Assignment]) -> None:
+    """Refuse a format that no target of this installation takes: nothing could be made of the folder.
+
+    Raises:
+        TargetRefusesError: naming the first such layer.
+    """
+    targets = [load_target(name) for name in target_names()]
+    for item in assignments:
+        taken = {kind: {name for target in targets for name in target.weight_formats(kind)} for kind in item.kinds}
+        if not any(all(item.format.name in target.weight_formats(kind) for kind in item.kinds) for target in targets):
+            raise TargetRefusesError(
+                f"No target takes {' and '.join(item.kinds)} weights in {item.format.name}.",
+                where=f"layer {item.name}",
+                allowed=f"weights in {', '.join(sorted(set.intersection(*taken.values())))}",
+                next_step="Choose other formats; docs/targets.md has those of every target. For a target file of your "
+                "own, compress with --target.",
+            )
 
 
 def _raise_scales(tensor: QuantizedTensor) -> QuantizedTensor:

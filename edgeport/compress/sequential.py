@@ -19,12 +19,15 @@ import torch
 from edgeport.compress.assign import Assignment
 from edgeport.compress.chain import call, find_chains, hidden_states
 from edgeport.compress.journal import Journal, Made, Progressed
+from edgeport.compress.lines import block_line, weight_line
 from edgeport.compress.statistics import Moments, observed
 from edgeport.quantized import dequantize
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]
 Method = Callable[[Assignment, torch.Tensor, Moments | None], Made]
 """(what it becomes, the weight, what its inputs are; None without such vectors) -> the weight and a note about it."""
+Report = Callable[[int, int, str], None]
+"""(weights done, weights in all, the one just done and its error)."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,13 @@ def _capture(module: torch.nn.Module, block: torch.nn.Module, inputs: Inputs) ->
 class _Run:
     """One pass over a copy of the module, whose weights become quantized on the way."""
 
-    def __init__(self, module: torch.nn.Module, assignments: Sequence[Assignment], method: Method) -> None:
+    def __init__(
+        self, module: torch.nn.Module, assignments: Sequence[Assignment], method: Method, report: Report | None
+    ) -> None:
         self.module = copy.deepcopy(module).eval()
         self.layers = dict(self.module.named_modules(remove_duplicate=False))
         self.method = method
+        self.report = report
         self.open = {item.name: item for item in assignments if item.format.quantized}
         self.done: dict[str, Made] = {}
 
@@ -91,6 +97,9 @@ class _Run:
         for name in names:
             weight = self.module.get_parameter(name).detach()
             self.put(name, self.method(self.open[name], weight, moments.get(name)))
+            if self.report is not None:
+                done = len(self.done)
+                self.report(done, done + len(self.open), weight_line(name, self.done[name][1]))
 
     def put(self, name: str, made: Made) -> None:
         """Take a finished weight into the module."""
@@ -114,7 +123,8 @@ def quantize_in_sequence(
     method: Method,
     *,
     journal: Journal | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Made]:
     """Every weight that the assignments quantize, by name, with what the method noted about it.
 
@@ -122,17 +132,15 @@ def quantize_in_sequence(
         module: the float module; it is not changed.
         inputs: calibration samples, as the module takes them, batch 1.
         journal: where finished blocks are noted, and taken from when a run was cut short.
-        progress: called with (weights done, weights in all).
+        progress: called after every weight.
+        log: called with one line after every block, and where an earlier run is taken up.
 
     Raises:
         BadInputError: an activation is not finite.
     """
-    run = _Run(module, assignments, method)
+    run = _Run(module, assignments, method, progress)
     total = len(run.open)
-
-    def report() -> None:
-        if progress is not None:
-            progress(len(run.done), total)
+    say = log or (lambda _line: None)
 
     with torch.no_grad():
         chains = find_chains(run.module, inputs[0])
@@ -141,6 +149,8 @@ def quantize_in_sequence(
         before = Progressed() if journal is None else journal.read()
         for name, made in before.made.items():
             run.put(name, made)
+        if before.made:
+            say(f"{len(before.made)} of {total} weights were finished by a run before this one.")
         # Their inputs are those of the float model.
         left = {weight: module.get_submodule(layer) for weight, layer in outside.items() if weight in run.open}
         with observed(left) as moments:
@@ -149,7 +159,6 @@ def quantize_in_sequence(
         # Tables that are looked up come before every chain; the rest would change what the chains see too early.
         first = [name for name in left if "embedding" in run.open[name].kinds]
         run.quantize(first, moments)
-        report()
         for number, chain in enumerate(chains):
             start = _first_open(before, number)
             if start >= len(chain):
@@ -163,10 +172,11 @@ def quantize_in_sequence(
                     for one in calls:
                         block(*one.arguments, **one.named)
                 run.quantize(list(owners), inside)
-                report()
-                calls = [one.on(hidden_states(block(*one.arguments, **one.named))) for one in calls]
+                if owners:
+                    say(block_line(name, {weight: run.done[weight][1] for weight in owners}))
+                for place, one in enumerate(calls):  # in place: no second list of hidden states
+                    calls[place] = one.on(hidden_states(block(*one.arguments, **one.named)))
                 if journal is not None:
                     journal.write((number, index), run.done, [one.arguments[0] for one in calls])
         run.quantize([name for name in outside if name in run.open], moments)
-        report()
     return {item.name: run.done[item.name] for item in assignments if item.name in run.done}

@@ -170,6 +170,28 @@ class Size(Strict):
     predicted_bytes: int | None = None
 
 
+class CompressionCost(Strict):
+    """What compressing the model took, where it was compressed; the stage cache keeps it with the weights.
+
+    Attributes:
+        cpu_seconds: processor time of all threads.
+        start_rss_mb: resident when it began, with the libraries and the float model, MB (1e6 bytes).
+        peak_rss_mb: most memory resident meanwhile; absent where the system can't tell it from a higher peak before.
+        weights: how many were quantized.
+        weights_before: how many of them an interrupted run had finished; their cost is not in here.
+        samples: calibration inputs; 0 for a method that needs none.
+        tokens: of these inputs together; absent for other inputs than text.
+    """
+
+    cpu_seconds: float
+    start_rss_mb: float | None
+    peak_rss_mb: float | None
+    weights: int
+    weights_before: int
+    samples: int
+    tokens: int | None
+
+
 class Check(Strict):
     """One line of the gate.
 
@@ -226,6 +248,7 @@ class Measurements(Strict):
     latency_absent: str | None = None
     memory: Memory | None
     memory_absent: str | None = None
+    compression: CompressionCost | None = None
 
 
 class Evidence(Measurements):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 import time
 from pathlib import Path
+
+from edgeport.usage import peak_mb, resident_mb
 
 MODULES = {
     # ExecuTorch's Python bindings pass torch tensors: much of what such a process holds is torch's.
@@ -19,29 +20,6 @@ MODULES = {
     "executorch": ("torch", "executorch.kernels.quantized", "executorch.runtime", "edgeport.runtime.executorch"),
     "coreml": ("edgeport.runtime.coreml.session",),
 }
-
-
-def resident_mb(field: str) -> float | None:
-    """`VmRSS` (now) or `VmHWM` (the most ever) of this process, MB (1e6 bytes); None without /proc.
-
-    Not `ru_maxrss`: on Linux it survives exec, so a small child of a large parent reports the parent's size.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    for line in status.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return None
-
-
-def peak_mb() -> float:
-    """Most memory ever resident in this process, MB (1e6 bytes)."""
-    peak = resident_mb("VmHWM")
-    if peak is not None:
-        return peak
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def import_runtime(runtime: str) -> None:

@@ -215,7 +215,7 @@ def convert_here(model_reference: str, backend: str, variant: str) -> Cost:
     from edgeport.model.load import load_model
     from edgeport.storage import tree_size
     from edgeport.target import load_target
-    from edgeport.validate.probe import peak_mb
+    from edgeport.usage import peak_mb
 
     target = load_target(BACKENDS[backend])
     model = load_model(model_reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,6 +30,8 @@ def prepare(
     inputs: Sequence[Mapping[str, torch.Tensor]],
     *,
     weighted: bool,
+    scale_search: bool = True,
+    log: Callable[[str], None] = lambda _line: None,
 ) -> Model:
     """The model with other weights that compute the same. The given model is not changed.
 
@@ -37,6 +39,8 @@ def prepare(
         assignments: what the weights will become.
         inputs: calibration samples; unused by rotation.
         weighted: the quantizer that follows weighs errors by the energy of their inputs, as GPTQ does.
+        scale_search: it searches for scales.
+        log: called with one line about what a step found to do.
 
     Raises:
         BadInputError: the model's structure does not allow a rotation, or an activation is not finite.
@@ -46,7 +50,9 @@ def prepare(
             outputs = tuple(spec.name for spec in model.outputs)
             model = replace(model, module=rotate(model.module, model.example, outputs, seed=step.seed))
         else:
-            model = replace(model, module=_scaled(model, step, assignments, inputs, weighted=weighted))
+            module, pairs = _scaled(model, step, assignments, inputs, weighted=weighted, scale_search=scale_search)
+            model = replace(model, module=module)
+            log(f"{step.method}: {pairs} pair{'' if pairs == 1 else 's'} of layers scaled")
     return model
 
 
@@ -57,8 +63,9 @@ def _scaled(
     inputs: Sequence[Mapping[str, torch.Tensor]],
     *,
     weighted: bool,
-) -> torch.nn.Module:
-    """AWQ or SmoothQuant over every pair whose consumers are quantized."""
+    scale_search: bool,
+) -> tuple[torch.nn.Module, int]:
+    """AWQ or SmoothQuant over every pair whose consumers are quantized, and how many pairs there are."""
     becomes = {item.name: item for item in assignments if item.format.scheme in ("int", "uint")}
     graph = read_graph(model.module, model.example, tuple(spec.name for spec in model.outputs))
     pairs = [pair for pair in graph.pairs if all(name in becomes for name in pair.consumers)]
@@ -72,8 +79,17 @@ def _scaled(
         if isinstance(step, Awq):
             second, grid = found.second / found.count, becomes[pair.consumers[0]].grid
             # Judged by the error of the quantizer that follows: another one's may choose scales that harm.
-            scale = awq_scale(weights, second, found.mean_abs, grid, columns=pair.columns, weighted=weighted, rows=ROWS)
+            scale = awq_scale(
+                weights,
+                second,
+                found.mean_abs,
+                grid,
+                columns=pair.columns,
+                scale_search=scale_search,
+                weighted=weighted,
+                rows=ROWS,
+            )
         else:
             scale = smooth_scale(weights, found.max_abs, step.alpha, columns=pair.columns)
         scale_pair(module, pair, scale)
-    return module
+    return module, len(pairs)

@@ -319,6 +319,13 @@
     if (e.weights)
       rows.push(["Weights", `${e.weights.equal} of ${e.weights.checked} compressed tensors in the file equal the logical ones, bit for bit` +
         (e.weights.different.length ? ": " + e.weights.different.join("; ") : "")]);
+    const c = e.compression;
+    if (c)
+      rows.push(["Compression", [`${c.cpu_seconds.toFixed(1)} s of processor time`,
+        present(c.peak_rss_mb) ? `peak ${c.peak_rss_mb.toFixed(0)} MB` : null,
+        `${c.weights} weights` + (c.weights_before ? `, ${c.weights_before} of them by a run before` : ""),
+        c.samples ? `${c.samples} inputs` + (present(c.tokens) ? ` of ${c.tokens} tokens` : "") : null,
+      ].filter(Boolean).join("; ")]);
     if (e.manifest_sha256) rows.push(["Manifest", `sha256 ${e.manifest_sha256}`]);
     place("machine").append(el("dl", { class: "facts" }, rows.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)])));
   }

@@ -1,0 +1,175 @@
+"""Every option of a recipe changes something, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from edgeport.compress import apply_recipe, assign
+from edgeport.compress.portable import check_some_target_takes, portable_target
+from edgeport.data.samples import SampleRecord, Samples
+from edgeport.errors import BadInputError, TargetRefusesError
+from edgeport.model.build import build_huggingface
+from edgeport.model.types import Model, Source
+from edgeport.quantized import dequantize, round_scale
+from edgeport.recipe import Recipe, load_recipe
+from edgeport.schema import parse_mapping
+from edgeport.target import load_target, target_names
+
+TARGET = load_target("linux-x86_64-ort")
+
+
+def recipe(*steps: dict[str, object], **tables: object) -> Recipe:
+    values = {"name": "x", "summary": "x", "compress": list(steps), "gate": {}, **tables}
+    return parse_mapping(Recipe, values, "test")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 64)
+        self.first = nn.Linear(64, 64)
+        self.second = nn.Linear(64, 8)
+        self.conv = nn.Conv1d(64, 64, 3)
+
+
+@pytest.fixture
+def net() -> Model:
+    torch.manual_seed(0)
+    return Model("net", Net().eval(), Source("factory", "net", {}), "other", "other", (), (), {}, False)
+
+
+def llama() -> Model:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    return build_huggingface(
+        AutoModelForCausalLM.from_config(config).eval(),
+        name="tiny",
+        reference="tiny",
+        kind="factory",
+        task="text-generation",
+        files={},
+        assets={},
+        licence=None,
+        note=None,
+    )
+
+
+def test_without_a_search_the_largest_weight_decides_the_scale(net: Model):
+    scales = {}
+    for search in (True, False):
+        asked = recipe({"method": "rtn", "linear": "int4_g32", "scale_search": search})
+        scales[search] = apply_recipe(net, asked, TARGET)[0].quantized["first.weight"].scale
+    groups = net.module.first.weight.detach().reshape(64, 2, 32)
+    assert torch.equal(scales[False], round_scale(groups.abs().amax(2) / 7, "float16"))
+    assert not torch.equal(scales[True], scales[False])
+
+
+def test_awq_chooses_for_the_quantizer_that_follows():
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(0, 64, (1, 24), generator=generator) for _ in range(16)]
+    inputs = [{"input_ids": row.numpy(), "attention_mask": torch.ones_like(row).numpy()} for row in ids]
+    calibration = Samples(inputs, SampleRecord("random", False, {}, "all", None, 16))
+    norms, lines = {}, []
+    for search in (True, False):
+        asked = recipe({"method": "awq"}, {"method": "rtn", "linear": "int4_g32", "scale_search": search})
+        made, _ = apply_recipe(llama(), asked, TARGET, calibration=calibration, log=lines.append)
+        norms[search] = torch.cat([p.detach().flatten() for p in made.module.parameters() if p.ndim == 1])
+    assert not torch.equal(norms[True], norms[False])
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("awq: ")
+    assert lines[0].endswith(" pairs of layers scaled")
+
+
+def test_calibration_that_nothing_reads_is_refused():
+    rounds = {"method": "rtn", "linear": "int8"}
+    with pytest.raises(BadInputError, match="no step of the recipe looks at data"):
+        recipe(rounds, calibration={"samples": 128})
+    assert recipe(rounds, calibration={"samples": 64}).calibration.samples == 64  # what a manifest spells out
+    assert recipe({**rounds, "method": "gptq"}, calibration={"samples": 128}).calibration.samples == 128
+
+
+def test_a_budget_of_bits_needs_a_choice():
+    with pytest.raises(BadInputError, match="name two or more"):
+        recipe({"method": "gptq", "linear": "int4_g32", "embedding": "int8", "bits_per_weight": 5})
+
+
+def test_a_pattern_that_excludes_nothing_is_refused_with_names_like_it(net: Model):
+    asked = recipe({"method": "rtn", "linear": "int8", "exclude": ["first.wieght"]})
+    with pytest.raises(BadInputError, match=r"'first\.wieght' matches no weight") as error:
+        assign(net, asked, TARGET)
+    assert "first.weight" in error.value.allowed
+    rows = assign(net, recipe({"method": "rtn", "linear": "int8", "exclude": ["first*"]}), TARGET)
+    assert {row.name: row.format.name for row in rows} == {
+        "table.weight": "float",
+        "first.weight": "float",
+        "second.weight": "int8",
+        "conv.weight": "float",
+    }
+
+
+@pytest.mark.parametrize(
+    ("formats", "layer"),
+    [
+        ({"linear": "int5"}, "first.weight"),
+        ({"conv": "int4_g32"}, "conv.weight"),
+        ({"embedding": "int3_g32"}, "table.weight"),
+        ({"linear": "int4_g32", "conv": "int8"}, None),
+    ],
+)
+def test_without_a_target_some_target_must_take_each_format(net: Model, formats: dict[str, str], layer: str | None):
+    asked = recipe({"method": "rtn", **formats})
+    rows = assign(net, asked, portable_target(asked))
+    if layer is None:
+        check_some_target_takes(rows)
+        return
+    with pytest.raises(TargetRefusesError, match="No target takes") as error:
+        check_some_target_takes(rows)
+    assert error.value.where == f"layer {layer}"
+    assert "int8" in error.value.allowed
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_the_recipe_that_trains_fits_every_target_that_int4_fits(net: Model, target: str):
+    trains, plain = load_recipe("int4-qat"), load_recipe("int4")
+    assert trains.tune is not None
+    assert trains.calibration.samples > plain.calibration.samples
+    assert assign(net, trains, load_target(target)) == assign(net, plain, load_target(target))
+
+
+def test_a_recipe_with_training_gives_the_same_size_and_a_smaller_loss():
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(0, 64, (1, 16), generator=generator) for _ in range(100)]
+    inputs = [{"input_ids": row.numpy(), "attention_mask": torch.ones_like(row).numpy()} for row in ids[:80]]
+    calibration = Samples(inputs, SampleRecord("random", False, {}, "all", None, 80))
+    asked = load_recipe("int4-qat")
+    model, lines = llama(), []
+    with torch.no_grad():
+        for value in model.module.parameters():
+            if value.ndim == 2:
+                value.mul_(8)  # the initial 0.02 leaves logits that are all alike
+    made = {}
+    for name, steps in (("gptq", asked.compress[:1]), ("qat", asked.compress)):
+        chosen = asked.model_copy(update={"compress": steps})
+        made[name], _ = apply_recipe(model, chosen, TARGET, calibration=calibration, log=lines.append)
+    loss = {}
+    for name, other in made.items():
+        with torch.no_grad():
+            wanted = [model.module(input_ids=row).logits.log_softmax(-1) for row in ids[80:]]
+            got = [other.module(input_ids=row).logits.log_softmax(-1) for row in ids[80:]]
+        loss[name] = float(
+            sum((w.exp() * (w - g)).sum(-1).mean() for w, g in zip(wanted, got, strict=True)) / len(wanted)
+        )
+    # On inputs that neither saw.
+    assert loss["qat"] < 0.8 * loss["gptq"], loss
+    before, after = (float(word) for word in lines[-1].replace(",", "").split() if word[0].isdigit())
+    assert lines[-1].startswith("qat: loss on held-out inputs ")
+    assert after < 0.8 * before
+    sizes = {name: sum(t.storage_bytes() for t in other.quantized.values()) for name, other in made.items()}
+    assert sizes["qat"] == sizes["gptq"]
+    for name, tensor in made["qat"].quantized.items():
+        assert torch.equal(made["qat"].module.get_parameter(name), dequantize(tensor))
