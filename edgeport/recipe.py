@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, LayerKind, WeightFormat
@@ -59,11 +59,12 @@ class Quantize(Strict):
                 raise ValueError(f"{error.what} It takes {error.allowed}") from error
         return value
 
-    @model_validator(mode="after")
-    def _has_a_choice(self) -> Self:
-        if self.bits_per_weight is not None and all(len(self.formats(kind)) < 2 for kind in LAYER_KINDS):
-            raise ValueError("'bits_per_weight' chooses among the formats of a layer kind: name two or more for one")
-        return self
+    @field_validator("bits_per_weight")
+    @classmethod
+    def _has_a_choice(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and all(len(info.data.get(kind, ())) < 2 for kind in LAYER_KINDS):
+            raise ValueError("it chooses among the formats of a layer kind: name two or more for one of them")
+        return value
 
     def formats(self, kind: LayerKind) -> tuple[str, ...]:
         """The weight formats asked for a layer kind, best first."""
@@ -236,12 +237,6 @@ class Recipe(Strict):
             raise ValueError("qat comes once, after the step that quantizes")
         return value
 
-    @model_validator(mode="after")
-    def _calibration_is_used(self) -> Self:
-        if self.calibration != Calibration() and not self.calibrates:
-            raise ValueError("[calibration] changes nothing: no step of the recipe looks at data")
-        return self
-
 
 def recipe_names() -> list[str]:
     """The recipes that come with edgeport, sorted."""
@@ -272,9 +267,17 @@ def load_recipe(reference: str) -> Recipe:
     """Read a recipe by name, or by the path of a TOML file.
 
     Raises:
-        BadInputError: there is no such recipe, or the file is wrong.
+        BadInputError: there is no such recipe, the file is wrong, or its [calibration] would change nothing.
     """
-    return read_toml(Recipe, recipe_path(reference))
+    path = recipe_path(reference)
+    recipe = read_toml(Recipe, path)
+    if recipe.calibration != Calibration() and not recipe.calibrates:
+        raise BadInputError(
+            "The table [calibration] changes nothing: no step of the recipe looks at data.",
+            where=path,
+            next_step="Leave it out, or choose a method that is tuned on data, such as gptq.",
+        )
+    return recipe
 
 
 __all__ = [

@@ -114,6 +114,10 @@ def test_a_bundle_carries_its_proof(bert_bundle: Path, tiny_model: Callable[[str
         weights["checked"] == weights["equal"] == sum(1 for row in manifest["layers"] if row["format"] == "int8") > 10
     )
     assert evidence["latency"]["valid"] is False, "a quick run is no claim"
+    cost = evidence["compression"]
+    assert cost["weights"] == weights["checked"]
+    assert (cost["samples"], cost["tokens"], cost["weights_before"]) == (0, 0, 0)
+    assert cost["peak_rss_mb"] >= cost["start_rss_mb"] > 50
     assert (bert_bundle / "assets" / "tokenizer.json").read_bytes() == (
         tiny_model("bert") / "tokenizer.json"
     ).read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -85,16 +87,23 @@ def test_awq_chooses_for_the_quantizer_that_follows():
     assert lines[0].endswith(" pairs of layers scaled")
 
 
-def test_calibration_that_nothing_reads_is_refused():
-    rounds = {"method": "rtn", "linear": "int8"}
-    with pytest.raises(BadInputError, match="no step of the recipe looks at data"):
-        recipe(rounds, calibration={"samples": 128})
-    assert recipe(rounds, calibration={"samples": 64}).calibration.samples == 64  # what a manifest spells out
-    assert recipe({**rounds, "method": "gptq"}, calibration={"samples": 128}).calibration.samples == 128
+@pytest.mark.parametrize(
+    ("method", "samples", "refused"), [("rtn", 128, True), ("rtn", 64, False), ("gptq", 128, False)]
+)
+def test_calibration_that_nothing_reads_is_refused(tmp_path: Path, method: str, samples: int, refused: bool):
+    path = tmp_path / "mine.toml"
+    step = f'[[compress]]\nmethod = "{method}"\nlinear = "int8"\n'
+    path.write_text(f'name = "mine"\nsummary = "x"\n{step}[calibration]\nsamples = {samples}\n[gate]\n')
+    if refused:
+        with pytest.raises(BadInputError, match="changes nothing") as error:
+            load_recipe(str(path))
+        assert error.value.where == str(path)
+    else:
+        assert load_recipe(str(path)).calibration.samples == samples
 
 
 def test_a_budget_of_bits_needs_a_choice():
-    with pytest.raises(BadInputError, match="name two or more"):
+    with pytest.raises(BadInputError, match=r"bits_per_weight' is wrong: .* name two or more"):
         recipe({"method": "gptq", "linear": "int4_g32", "embedding": "int8", "bits_per_weight": 5})
 
 
