@@ -131,7 +131,11 @@ class Qat(Strict):
     steps: int = Field(default=200, ge=1, le=100_000, description="updates of the weights")
     batch: int = Field(default=4, ge=1, le=1024, description="inputs that each update looks at")
     learning_rate: float = Field(
-        default=0.02, gt=0, le=10, description="how far an update moves a weight at most, in steps of its grid"
+        default=0.002,
+        gt=0,
+        le=10,
+        description="how far an update moves a weight at most, in steps of its grid; scales, norms and biases "
+        "move by as much relative to their size",
     )
     train: Literal["scales", "weights"] = Field(
         default="weights", description="only scales, norms and biases, or the codes of the weights as well"

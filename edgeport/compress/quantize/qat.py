@@ -34,8 +34,11 @@ from edgeport.recipe import Qat
 HELD_OUT = 5
 """One input in so many is not trained on."""
 
-FINER = 0.1
-"""Learning rate of scales, norms and biases, each relative to its size, to that of weights in steps of the grid."""
+FINER = 1.0
+"""Learning rate of scales, norms and biases, each relative to its size, to that of weights in steps of the grid.
+
+On MiniLM in 4 bits after GPTQ, 30 updates at 0.002: training loss 0.0323; with 0.1 here it was 0.0347.
+"""
 
 LEAST_SIZE = 1e-3
 """The size that biases are taken to have at least: they may begin as zeros."""
