@@ -13,13 +13,16 @@ less what was resident before: the model being quantized, its codes, and what ca
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import re
+import statistics
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +50,7 @@ class Row:
     Attributes:
         parameters: of the blocks and the table together.
         added_mb: peak less what was resident before.
+        block_s: processor time of each block but the first, whose time holds the start.
     """
 
     layers: int
@@ -54,6 +58,13 @@ class Row:
     parameters: int
     cpu_s: float
     added_mb: float
+    block_s: tuple[float, ...]
+
+    @property
+    def late_to_early(self) -> float:
+        """Median time of the later half of the blocks to that of the earlier half, in one run."""
+        half = len(self.block_s) // 2
+        return statistics.median(self.block_s[-half:]) / statistics.median(self.block_s[:half])
 
     @property
     def beside_mb(self) -> float:
@@ -129,13 +140,21 @@ def run(layers: int, samples: int, answer: Connection) -> None:
     recipe = parse_mapping(Recipe, {"name": "gptq", "summary": "gptq", "compress": [step], "gate": {}}, "bench")
     with torch.no_grad():
         model.module(**{name: torch.from_numpy(value) for name, value in inputs[0].items()})  # libraries set up
+    marks: list[float] = []
     meter = Meter()
-    apply_recipe(model, recipe, load_target(TARGET), calibration=calibration)
+    apply_recipe(
+        model,
+        recipe,
+        load_target(TARGET),
+        calibration=calibration,
+        log=lambda _block: marks.append(time.process_time()),
+    )
     usage = meter.read()
     assert usage.peak_rss_mb is not None, "the kernel can't tell this peak from one before"
     assert usage.start_rss_mb is not None, "needs Linux's /proc"
     parameters = sum(value.numel() for value in model.module.parameters())
-    answer.send(Row(layers, samples, parameters, usage.cpu_seconds, usage.peak_rss_mb - usage.start_rss_mb))
+    blocks = tuple(after - before for before, after in itertools.pairwise(marks))
+    answer.send(Row(layers, samples, parameters, usage.cpu_seconds, usage.peak_rss_mb - usage.start_rss_mb, blocks))
 
 
 def measure(layers: int, samples: int) -> Row:
@@ -157,8 +176,8 @@ def bench(layers: Sequence[int], samples: Sequence[int], repeats: int) -> tuple[
 
     def best(setting: tuple[int, int]) -> Row:
         rows = [found[setting] for found in runs]
-        least = min(row.cpu_s for row in rows)
-        return Row(*setting, rows[0].parameters, least, min(row.added_mb for row in rows))
+        quickest = min(rows, key=lambda row: row.cpu_s)
+        return replace(quickest, added_mb=min(row.added_mb for row in rows))
 
     return [best((n, USUAL_SAMPLES)) for n in layers], [best((USUAL_LAYERS, n)) for n in samples]
 
@@ -187,14 +206,16 @@ def document(by_layers: Sequence[Row], by_samples: Sequence[Row]) -> str:
     {COMMAND}
 
 `gptq` to `int4_g32`, random Llamas of width {HIDDEN}, {TOKENS} tokens an input. "line" is the least-squares line of the
-series. A block costs {time_by_layer.slope:.2f} s of processor time and an input {1000 * time_by_sample.slope:.0f} ms,
-whatever there is of both: no point is further than {100 * time_by_layer.off:.0f}% (blocks) and
-{100 * time_by_sample.off:.0f}% (inputs) from its line.
+series: {time_by_layer.slope:.2f} s of processor time a block, {1000 * time_by_sample.slope:.0f} ms an input. The points
+are at most {100 * time_by_layer.off:.0f}% (blocks) and {100 * time_by_sample.off:.0f}% (inputs) off their lines; other
+work on the machine is in that.
 
 {table(by_layers, time_by_layer, "layers")}
 
-{last.layers // first.layers} times the blocks take {last.cpu_s / first.cpu_s:.1f} times the time. Memory beside the
-quantized copy of the model and its codes goes from {first.beside_mb:.0f} to {last.beside_mb:.0f} MB.
+{last.layers // first.layers} times the blocks take {last.cpu_s / first.cpu_s:.1f} times the time. Within the run of
+{last.layers} blocks, which other processes disturb alike, the later half takes {last.late_to_early:.2f} times as long a
+block as the earlier half (medians). Memory beside the quantized copy of the model and its codes goes from
+{first.beside_mb:.0f} to {last.beside_mb:.0f} MB.
 
 {table(by_samples, time_by_sample, "samples")}
 
