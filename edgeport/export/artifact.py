@@ -45,6 +45,7 @@ class Artifact:
         inputs, outputs: names, dtypes and shapes as the *file* has them, in the file's order.
         weights: for each compressed parameter, the name under which the file stores it.
         facts: what lowering did, for the report: opset, operators, delegated nodes, passes.
+        context: tokens that a decoder's cache holds; None without a cache.
     """
 
     runtime: RuntimeName
@@ -55,6 +56,7 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     weights: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    context: int | None = None
 
     @property
     def path(self) -> Path:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 SourceKind = Literal["huggingface", "hub", "gguf", "factory", "zoo", "compressed"]
 Modality = Literal["text", "image", "audio", "other"]
 
+SCORED = 32
+"""Positions at the end of a text at which a decoder's scores are compared: after a prompt, and after each single
+token that follows it."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -92,6 +96,43 @@ class Source:
 
 
 @dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's attention: softmax(scale * q k^T, soft-capped) v over the tokens before, and the token itself.
+
+    Attributes:
+        heads, kv_heads: of queries, and of keys and values (fewer in grouped-query attention).
+        window: tokens that a query sees, itself included; None for all.
+        softcap: c of c * tanh(score / c), None for none.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A language model's cache of keys and values.
+
+    Attributes:
+        context: tokens that it holds.
+        vocabulary: scores a token.
+    """
+
+    layers: tuple[AttentionLayer, ...]
+    context: int
+    vocabulary: int
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers that one token leaves in the cache."""
+        return sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint, ready to compress and lower.
 
@@ -108,6 +149,7 @@ class Model:
         labels: class names for classifiers.
         quantized: weights that were compressed, by parameter name; the module holds their dequantised values.
         activations: activation format of each quantized layer, by parameter name.
+        decoder: set when the model is to be lowered with a cache of keys and values (`edgeport.model.decoder`).
     """
 
     name: str
@@ -124,3 +166,4 @@ class Model:
     labels: tuple[str, ...] = ()
     quantized: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     activations: Mapping[str, ActivationFormat] = field(default_factory=dict)
+    decoder: Decoder | None = None

@@ -72,6 +72,34 @@ def _check_shape(spec: TensorSpec, value: np.ndarray, seen: dict[str, int]) -> N
         )
 
 
+def open_file(artifact: Artifact, *, threads: int) -> onnxruntime.InferenceSession:
+    """Load an artifact's file with the CPU provider.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+    if not artifact.path.is_file():
+        raise BadInputError("The model file is missing.", where=artifact.path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if _saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        # A provider asked for but absent falls back with a mere warning, so only this one is ever asked for.
+        session = onnxruntime.InferenceSession(str(artifact.path), sess_options=options, providers=[PROVIDER])
+    except Exception as error:
+        raise BadInputError(
+            f"ONNX Runtime can't load the model file: {str(error).strip()}.",
+            where=artifact.entry,
+            next_step="The file is damaged or was changed after export: export it again.",
+        ) from error
+    if session.get_providers() != [PROVIDER]:
+        raise BadInputError(f"ONNX Runtime chose the providers {session.get_providers()}.", allowed=PROVIDER)
+    return session
+
+
 class OnnxRuntimeSession:
     """A loaded ONNX Runtime artifact. See `edgeport.runtime.session.Session`.
 
@@ -89,25 +117,7 @@ class OnnxRuntimeSession:
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         self._inputs = artifact.inputs
         self._outputs = [spec.name for spec in artifact.outputs]
-        if not artifact.path.is_file():
-            raise BadInputError("The model file is missing.", where=artifact.path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if _saturates():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        try:
-            # A provider asked for but absent falls back with a mere warning, so only this one is ever asked for.
-            self._session = onnxruntime.InferenceSession(str(artifact.path), sess_options=options, providers=[PROVIDER])
-        except Exception as error:
-            raise BadInputError(
-                f"ONNX Runtime can't load the model file: {str(error).strip()}.",
-                where=artifact.entry,
-                next_step="The file is damaged or was changed after export: export it again.",
-            ) from error
-        if self._session.get_providers() != [PROVIDER]:
-            raise BadInputError(f"ONNX Runtime chose the providers {self._session.get_providers()}.", allowed=PROVIDER)
+        self._session = open_file(artifact, threads=threads)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once: every input by name in, every output by name out. See `Session.run`."""

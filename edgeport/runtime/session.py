@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from edgeport.errors import BadInputError
+from edgeport.model.types import SCORED
+
 if TYPE_CHECKING:
     import numpy as np
 
     from edgeport.export.artifact import Artifact
+    from edgeport.runtime.decoder import Tokens
 
     Arrays = Mapping[str, np.ndarray]
 
@@ -49,6 +53,10 @@ def open_session(artifact: Artifact, *, threads: int = 1) -> Session:
     Raises:
         BadInputError: the file is missing or damaged.
     """
+    if artifact.context is not None:
+        from edgeport.runtime.decoder import DecoderSession
+
+        return DecoderSession(open_tokens(artifact, threads=threads), scored=SCORED)
     if artifact.runtime == "onnxruntime":
         from edgeport.runtime.onnxruntime import OnnxRuntimeSession
 
@@ -60,3 +68,23 @@ def open_session(artifact: Artifact, *, threads: int = 1) -> Session:
     from edgeport.runtime.coreml.session import CoreMLReferenceSession
 
     return CoreMLReferenceSession(artifact)
+
+
+def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
+    """Load a decoder language model with its cache.
+
+    Args:
+        threads: intra-op threads, where the runtime has them.
+
+    Raises:
+        BadInputError: the artifact has no cache, or the file is missing or damaged.
+    """
+    if artifact.context is None:
+        raise BadInputError(
+            "The model was exported without a cache: it scores texts and generates none.",
+            where=artifact.entry,
+            next_step="Export it again, without --task text-generation.",
+        )
+    from edgeport.runtime.onnx_decoder import OnnxRuntimeTokens
+
+    return OnnxRuntimeTokens(artifact, threads=threads)

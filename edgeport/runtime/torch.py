@@ -9,7 +9,7 @@ import torch
 
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
-from edgeport.model.types import Axis, Model, TensorSpec
+from edgeport.model.types import SCORED, Axis, Model, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,11 @@ class TorchSession:
             )
         tensors = {name: as_tensor(specs[name], value) for name, value in inputs.items()}
         with torch.inference_mode():
-            result = self.model.module(**tensors)
+            if self.model.decoder is None:
+                result = self.model.module(**tensors)
+            else:
+                # Without a cache: what the cached file is compared with.
+                result = self.model.module(**tensors, use_cache=False, logits_to_keep=SCORED)
         found = select_outputs(result, tuple(spec.name for spec in self.model.outputs))
         return {name: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for name, t in found.items()}
 

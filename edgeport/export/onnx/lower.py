@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.onnx.attention import write_attention
 from edgeport.export.onnx.canonical import canonicalize
+from edgeport.export.onnx.decoder import file_model
 from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
@@ -51,6 +53,9 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
     program = trace(model, settings, options.opset)
     unused = canonicalize(program, list(model.quantized))
+    if model.decoder is not None:
+        write_attention(program)
+        model = file_model(model)
     fuse(program)
     floats = list(program.graph.initializers)
     stored = write_weights(program, model.quantized, model.activations)
@@ -73,4 +78,5 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         outputs=file_specs(list(program.graph.outputs), model.outputs),
         weights=stored,
         facts=facts,
+        context=None if model.decoder is None else model.decoder.context,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils import parametrize
 
-from edgeport.errors import BadInputError, TargetRefusesError, first_line
+from edgeport.errors import BadInputError, EdgeportError, TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.model.types import Axis, Model
 
@@ -214,8 +214,20 @@ def trace(model: Model, settings: LoweringSettings, opset: int) -> ir.Model:
         TargetRefusesError: the exporter can't convert the model, or a dimension that should vary can't.
         BadInputError: an output that the model promises does not exist.
     """
-    example, shapes = trace_inputs(model, settings)
     module = marked_copy(model)
+    if model.decoder is not None:
+        from edgeport.export.onnx.decoder import export_decoder, file_model
+
+        with quiet():
+            try:
+                program = export_decoder(module, model, opset)
+            except EdgeportError:
+                raise
+            except Exception as error:
+                raise _refusal(error, model) from error
+        _select_outputs(program.graph, file_model(model))
+        return program
+    example, shapes = trace_inputs(model, settings)
     with quiet():
         try:
             if model.huggingface:

@@ -1,0 +1,162 @@
+"""Attention over a cache as ONNX Runtime's GroupQueryAttention (com.microsoft), positions rotated inside it.
+
+The operator keeps keys and values in BNSH, appends the new ones (in place when past and present are one buffer), and
+masks what lies ahead. Its rotation takes the tables of `edgeport.model.decoder.RotaryTables`, one half of them: both
+halves say the same. Where a model rotates only a part of each head or normalizes between, RotaryEmbedding
+(com.microsoft) does it in front.
+
+Source: ONNX Runtime, ContribOperators.md, 1.31.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from edgeport.export.onnx.canonical import is_operator
+from edgeport.export.onnx.decoder import MASK, POSITIONS
+from edgeport.export.onnx.graph import MICROSOFT, Writer
+from edgeport.export.onnx.trace import PLACEHOLDERS
+
+
+def _made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and is_operator(node, op_type, domain) else None
+
+
+def _permutation(node: ir.Node) -> list[int]:
+    return list(node.attributes.get_ints("perm", []))
+
+
+def _flat(writer: Writer, before: ir.Node, value: ir.Value) -> ir.Value:
+    """(1, heads, S, width) as (1, S, heads * width), past the reshape and transpose that cut it into heads."""
+    turned = _made_by(value, "Transpose")
+    if turned is not None and _permutation(turned) == [0, 2, 1, 3] and turned.inputs[0] is not None:
+        apart = turned.inputs[0]
+    else:
+        (apart,) = writer.node(before, "Transpose", [value], perm=[0, 2, 1, 3])
+    reshaped = _made_by(apart, "Reshape")
+    whole = None if reshaped is None else reshaped.inputs[0]
+    if whole is not None and whole.shape is not None and len(whole.shape) == 3:
+        return whole
+    (joined,) = writer.node(before, "Reshape", [apart, writer.shape([0, 0, -1])])
+    return joined
+
+
+def _half_table(writer: Writer, table: ir.Value) -> ir.Value:
+    """The first half of each row of a constant table."""
+    assert table.const_value is not None
+    array = table.const_value.numpy()
+    return writer.constant(f"{table.name}.half", np.ascontiguousarray(array[:, : array.shape[1] // 2]))
+
+
+def _tables(rotary: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The constant tables that a rotation reads."""
+    found = []
+    for value in rotary.inputs[1:3]:
+        table = _made_by(value, "Table", PLACEHOLDERS)
+        if table is None or table.inputs[0] is None or table.inputs[0].const_value is None:
+            return None
+        found.append(table.inputs[0])
+    return found[0], found[1]
+
+
+class _Lengths:
+    """How many tokens there are, as the operator wants to know it; made once a graph."""
+
+    def __init__(self, writer: Writer, graph: ir.Graph) -> None:
+        self.writer = writer
+        self.mask = next(value for value in graph.inputs if value.name == MASK)
+        self._made: tuple[ir.Value, ir.Value] | None = None
+
+    def values(self, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+        """seqlens_k (1,), the tokens in all less one, and total_sequence_length, a scalar; int32."""
+        if self._made is None:
+            write = self.writer
+            axis, one = (write.constant(f"edgeport.{name}", np.array([1], np.int64)) for name in ("axis_1", "one"))
+            (count,) = write.node(before, "ReduceSum", [self.mask, axis], keepdims=0)
+            (last,) = write.node(before, "Sub", [count, one])
+            (seqlens,) = write.node(before, "Cast", [last], to=int(ir.DataType.INT32))
+            (shape,) = write.node(before, "Shape", [self.mask])
+            index = write.constant("edgeport.index_1", np.array(1, np.int64))
+            (total,) = write.node(before, "Gather", [shape, index], axis=0)
+            (total,) = write.node(before, "Cast", [total], to=int(ir.DataType.INT32))
+            self._made = (seqlens, total)
+        return self._made
+
+
+def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
+    query, key, value, past_key, past_value = node.inputs[:5]
+    assert query is not None and key is not None and value is not None
+    rotations = [_made_by(x, "Rotary", PLACEHOLDERS) for x in (query, key)]
+    tables = [None if rotary is None else _tables(rotary) for rotary in rotations]
+    first = tables[0]
+    inside = first is not None and tables[1] == first
+    if inside:
+        query, key = (rotary.inputs[0] for rotary in rotations if rotary is not None)
+        assert query is not None and key is not None and first is not None
+    seqlens, total = lengths.values(node)
+    inputs = [_flat(writer, node, x) for x in (query, key, value)]
+    inputs += [past_key, past_value, seqlens, total]
+    if inside:
+        assert first is not None
+        inputs += [_half_table(writer, table) for table in first]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes.pop("version", None)
+    answer, present_key, present_value = writer.node(
+        node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes
+    )
+    (apart,) = writer.node(
+        node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])]
+    )
+    for old, new in zip(node.outputs, (apart, present_key, present_value), strict=True):
+        new.shape, new.type = old.shape, old.type
+        name, is_output = old.name, old.is_graph_output()
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        if is_output:
+            new.name = name
+    writer.graph.remove(node, safe=True)
+
+
+def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value) -> None:
+    tables = _tables(node)
+    assert tables is not None, "rotations are only marked where their tables are"
+    halves = [_half_table(writer, table) for table in tables]
+    (turned,) = writer.node(node, "RotaryEmbedding", [node.inputs[0], positions, *halves], domain=MICROSOFT)
+    writer.replace(node, turned)
+
+
+def _join(writer: Writer, reshape: ir.Node) -> None:
+    """Drop a reshape to (1, S, heads, width) that another one undoes at once."""
+    for user, index in list(reshape.outputs[0].uses()):
+        source = reshape.inputs[0]
+        if index == 0 and is_operator(user, "Reshape") and source is not None and len(user.outputs[0].shape or ()) == 3:
+            user.outputs[0].replace_all_uses_with(source)
+            writer.graph.remove(user, safe=True)
+
+
+def write_attention(program: ir.Model) -> None:
+    """Replace the placeholders of `decoder.py` in place; drop `position_ids` where nothing asks for it any more."""
+    graph = program.graph
+    graph.opset_imports.setdefault(MICROSOFT, 1)
+    writer = Writer(graph)
+    lengths = _Lengths(writer, graph)
+    positions = next(value for value in graph.inputs if value.name == POSITIONS)
+    for node in list(graph):
+        if is_operator(node, "CachedAttention", PLACEHOLDERS):
+            _write_attention(writer, lengths, node)
+    RemoveUnusedNodesPass()(program)
+    for node in list(graph):
+        if is_operator(node, "Rotary", PLACEHOLDERS):
+            _write_rotation(writer, node, positions)
+    RemoveUnusedNodesPass()(program)
+    for node in list(graph):
+        if is_operator(node, "Table", PLACEHOLDERS):
+            (rows,) = writer.node(node, "Gather", [node.inputs[0], node.inputs[1]], axis=0)
+            writer.replace(node, rows)
+        elif is_operator(node, "Reshape") and _made_by(node.inputs[0], "GroupQueryAttention", MICROSOFT):
+            _join(writer, node)
+    RemoveUnusedNodesPass()(program)
+    if not positions.uses():
+        graph.inputs.remove(positions)
