@@ -62,6 +62,7 @@ class ExportRequest:
         output: the bundle's folder.
         shapes: None takes the target's default.
         sequence: length of the sequence axis, fixed or traced with; it moves the limit that the target sets.
+        context: tokens that a decoder's cache holds; None takes the model's own, at most 2048.
         enumerated: lengths of the sequence axis to enumerate (Core ML).
         samples: real inputs to compare on; a model with large outputs uses fewer.
         reference_bytes: most bytes of reference outputs; at least four samples are kept whatever they take.
@@ -79,6 +80,7 @@ class ExportRequest:
     allow_pickle: bool = False
     shapes: Literal["fixed", "dynamic"] | None = None
     sequence: int | None = None
+    context: int | None = None
     enumerated: tuple[int, ...] = ()
     image_input: bool = False
     ort_format: bool | None = None
@@ -261,6 +263,7 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     from edgeport.data.generated import check_generates
     from edgeport.export.dispatch import check_settings
     from edgeport.model.compressed import compressed_folder
+    from edgeport.model.decoder import CACHED_TASK
     from edgeport.model.load import load_model
     from edgeport.model.shapes import with_axis, with_limit
 
@@ -269,15 +272,18 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     model = load_model(
         request.model,
         name=request.name,
-        task=request.task,
+        task=None if request.task == CACHED_TASK else request.task,
         example_inputs=request.example_inputs,
         allow_pickle=request.allow_pickle,
     )
-    if request.sequence is not None:
+    cached = _with_cache(model, request, progress)
+    if cached is not None:
+        model = cached
+    elif request.sequence is not None:
         model = with_axis(model, "sequence", request.sequence)
     if request.target.max_batch is not None:
         model = with_limit(model, "batch", request.target.max_batch)
-    if request.target.max_sequence is not None:
+    if request.target.max_sequence is not None and cached is None:
         model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
     check_settings(model, request.target, settings)
@@ -290,6 +296,45 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     job = Job(request, model, assignments, settings, before)
     check_stored_inputs(model, before.reference, job.sequences)
     return job
+
+
+def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Model | None:
+    """The model with a cache of keys and values, where it is a decoder, the target keeps one, and none was declined.
+
+    Raises:
+        BadInputError: settings that a cache makes no sense of, or that make no sense without one.
+    """
+    from edgeport.model.decoder import CACHED_TASK, TASK, for_generation, is_causal_lm
+
+    declined = request.task == TASK or not request.target.cache or not is_causal_lm(model)
+    if declined:
+        if request.context is not None or request.task == CACHED_TASK:
+            raise BadInputError(
+                "There is no cache of keys and values here: "
+                + (
+                    f"the target {request.target.name!r} keeps none."
+                    if not request.target.cache
+                    else "the task declines it."
+                    if request.task == TASK
+                    else f"{model.name!r} is no decoder language model."
+                ),
+                where="--task" if request.context is None else "--context",
+                next_step="Leave it out, or choose another target (`edgeport targets`).",
+            )
+        return None
+    if request.sequence is not None or request.shapes == "fixed":
+        raise BadInputError(
+            "A model with a cache takes any number of tokens a call: its sequence can't be fixed.",
+            where="--sequence" if request.sequence is not None else "--shapes",
+            next_step=f"Give --context for the tokens that the cache holds, or --task {TASK} for a model without one.",
+        )
+    try:
+        return for_generation(model, request.context)
+    except BadInputError as error:
+        if request.context is not None or request.task == CACHED_TASK or error.where != model.name:
+            raise
+        progress.message(f"{error.what} It is exported without a cache: it scores whole texts.")
+        return None
 
 
 def make_plan(job: Job) -> Plan:

@@ -79,7 +79,10 @@ def make_reference(job: Job, progress: Progress) -> Path:
 
     if job.compressed is not None:
         progress.stage("reference", "stored with the compressed model")
-        return job.compressed.reference
+        stored = job.compressed.reference
+        if job.model.decoder is None:
+            return stored
+        return run_stage("reference", job.reference_key, lambda out: _last_scores(stored, out), report=progress.message)
     progress.stage("reference", f"{job.sample_count} inputs")
     return run_stage("reference", job.reference_key, make, report=progress.message)
 
@@ -106,6 +109,17 @@ def _calibration(job: Job, progress: Progress) -> Samples:
     found = Samples(load_vectors(folder / "inputs.safetensors"), SampleRecord(**read_json(folder / "record.json")))
     check_enough(found)
     return found
+
+
+def _last_scores(stored: Path, out: Path) -> None:
+    """What was stored of whole texts, as a decoder with a cache is compared: ids alone, and the last positions."""
+    from edgeport.model.types import SCORED
+    from edgeport.vectors import load_vectors, save_vectors
+
+    inputs, outputs = (load_vectors(stored / name) for name in ("inputs.safetensors", "outputs.safetensors"))
+    save_vectors(out / "inputs.safetensors", [{"input_ids": call["input_ids"]} for call in inputs])
+    save_vectors(out / "outputs.safetensors", [{"logits": call["logits"][:, -SCORED:]} for call in outputs])
+    (out / "record.json").write_bytes((stored / "record.json").read_bytes())
 
 
 def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRecord, ...], SampleRecord | None]:

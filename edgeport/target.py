@@ -123,6 +123,9 @@ class Target(Strict):
     max_sequence: int | None = Field(
         default=None, ge=1, description="longest sequence, for the same reason; `--sequence` may ask for more"
     )
+    cache: bool = Field(
+        default=False, description="decoder language models are lowered with a cache of keys and values"
+    )
     weights: Weights
     activations: Activations
     scales: ScaleStorage = ScaleStorage()

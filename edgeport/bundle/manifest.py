@@ -144,6 +144,7 @@ class Manifest(Strict):
         calibration: the inputs that methods were tuned on; None where none needed any.
         toolchain: versions of the packages that decide what the files contain.
         facts: what lowering did: opset, operators, delegated nodes.
+        context: tokens that a decoder's cache holds; None without a cache.
         report_shell_sha256: of report.html with the bytes of evidence.json cut out.
     """
 
@@ -170,6 +171,7 @@ class Manifest(Strict):
     calibration: DataRecord | None = None
     toolchain: dict[str, str]
     facts: dict[str, Any]
+    context: int | None = None
     report_shell_sha256: str | None = None
 
     @field_validator("entry")
@@ -197,6 +199,7 @@ class Manifest(Strict):
             outputs=tuple(tensor.spec() for tensor in self.outputs),
             weights=self.weights,
             facts=self.facts,
+            context=self.context,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -207,6 +207,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         calibration=None if tuned is None else DataRecord.model_validate(asdict(tuned)),
         toolchain=dict(contents.toolchain),
         facts=dict(artifact.facts),
+        context=artifact.context,
     )
 
 

@@ -92,6 +92,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens that a language model's cache holds.",
+            show_default="what the model can count, at most 2048",
+        ),
+    ] = None,
     enumerate_: Annotated[
         str | None,
         typer.Option("--enumerate", metavar="N,N,...", help="Sequence lengths to take (Core ML).", show_default=False),
@@ -151,6 +159,7 @@ def export(
         allow_pickle=allow_pickle,
         shapes=None if shapes is None else shapes.value,
         sequence=sequence,
+        context=context,
         enumerated=_lengths(enumerate_),
         image_input=image_input,
         ort_format=ort_format,

@@ -267,7 +267,9 @@ def with_tables(
 
 
 @contextmanager
-def rotating(module: torch.nn.Module, rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def rotating(
+    module: torch.nn.Module, rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
     """Inside the block the model's `apply_rotary_pos_emb` calls `rotate(x, cos, sin)` for queries and for keys.
 
     x is (B, heads, S, width). Models that rotate in a function of another name keep theirs.

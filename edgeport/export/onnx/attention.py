@@ -107,9 +107,7 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     answer, present_key, present_value = writer.node(
         node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes
     )
-    (apart,) = writer.node(
-        node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])]
-    )
+    (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
     for old, new in zip(node.outputs, (apart, present_key, present_value), strict=True):
         new.shape, new.type = old.shape, old.type
         name, is_output = old.name, old.is_graph_output()

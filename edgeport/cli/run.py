@@ -1,0 +1,118 @@
+"""`edgeport run BUNDLE PROMPT`: what a bundle's language model answers, from its file and its cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeport.cli.options import AsJson, Debug, Verbose
+
+if TYPE_CHECKING:
+    from edgeport.runtime.conversation import Conversation
+    from edgeport.runtime.generate import Generation
+
+MostTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the best token always (greedy).")]
+TopK = Annotated[int | None, typer.Option(help="Choose among the k best tokens.", show_default="all")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the best tokens with this share.", show_default="all")]
+Seed = Annotated[int, typer.Option(help="Of the draws, with a temperature.")]
+Threads = Annotated[int, typer.Option(min=1, help="Of the runtime.")]
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A folder that `edgeport export` wrote.", show_default=False)
+]
+
+
+def open_conversation(
+    bundle: Path, *, temperature: float, top_k: int | None, top_p: float | None, seed: int, threads: int
+) -> Conversation:
+    """Check a bundle's files and load its model and tokenizer.
+
+    Raises:
+        BadInputError: the folder is no bundle, was changed, or holds no language model with a cache.
+    """
+    from edgeport.bundle.manifest import ASSETS_FOLDER
+    from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.runtime.conversation import Conversation, open_texts
+    from edgeport.runtime.generate import Sampling
+    from edgeport.runtime.session import open_tokens
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    found = read_bundle(bundle)
+    verify_files(found)
+    tokens = open_tokens(found.artifact, threads=threads)
+    return Conversation(tokens, open_texts(bundle / ASSETS_FOLDER), sampling)
+
+
+def speed(record: Generation) -> str:
+    """How fast it went, in words."""
+    words = f"{record.prompt} prompt tokens, {record.prefill_rate:.0f}/s; {len(record.ids)} new tokens"
+    return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
+
+
+def document(record: Generation, text: str, runtime: str) -> dict[str, Any]:
+    """A generation as JSON values; rates are tokens a second."""
+    return {
+        "text": text,
+        "finish": record.finish,
+        "runtime": runtime,
+        "prompt_tokens": record.prompt,
+        "new_tokens": len(record.ids),
+        "ids": record.ids,
+        "time_to_first_token_s": record.first_seconds,
+        "prefill_tokens_per_s": record.prefill_rate,
+        "decode_tokens_per_s": record.decode_rate,
+    }
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def run(
+    bundle: BundleFolder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    most: MostTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Let a bundle's language model answer, and stream the answer.
+
+    \b
+    Examples:
+      edgeport run out/smollm2 "What is the capital of France?"
+      edgeport run out/smollm2 "Once upon a time" --raw --max-new-tokens 64
+      edgeport run out/smollm2 "Tell me a story." --temperature 0.7 --top-p 0.9 --seed 1
+      edgeport run out/smollm2 - --json < prompt.txt
+
+    It ends at the model's stop token, after --max-new-tokens, or when the cache is full; the line on stderr says
+    which. A reference evaluator (Core ML) answers slowly, and its speed says nothing about a device.
+    """
+    from edgeport.cli.console import answer, working
+
+    with working(verbose=verbose or debug) as watcher:
+        watcher.stage("load", str(bundle))
+        conversation = open_conversation(
+            bundle, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, threads=threads
+        )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    chats = conversation.texts.chats and not raw
+    ids = conversation.texts.chat_ids([{"role": "user", "content": text}]) if chats else conversation.texts.ids(text)
+    pieces: list[str] = []
+    record = conversation.answer(ids, most, pieces.append if as_json else _write)
+    if as_json:
+        answer(document(record, "".join(pieces), conversation.tokens.name), as_json, lambda _console: None)
+        return
+    print()
+    why = {"stop": "", "length": ", cut at --max-new-tokens", "context": ", the cache is full", None: ""}[record.finish]
+    print(f"[{speed(record)}{why}]", file=sys.stderr)
