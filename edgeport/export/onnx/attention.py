@@ -88,14 +88,16 @@ class _Lengths:
 
 def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     query, key, value, past_key, past_value = node.inputs[:5]
-    assert query is not None and key is not None and value is not None
+    assert query is not None
+    assert key is not None
     rotations = [_made_by(x, "Rotary", PLACEHOLDERS) for x in (query, key)]
     tables = [None if rotary is None else _tables(rotary) for rotary in rotations]
     first = tables[0]
     inside = first is not None and tables[1] == first
     if inside:
         query, key = (rotary.inputs[0] for rotary in rotations if rotary is not None)
-        assert query is not None and key is not None and first is not None
+        assert query is not None
+        assert key is not None
     seqlens, total = lengths.values(node)
     inputs = [_flat(writer, node, x) for x in (query, key, value)]
     inputs += [past_key, past_value, seqlens, total]

@@ -17,6 +17,7 @@ from edgeport.export.onnx.decoder import file_model
 from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
+from edgeport.export.onnx.projections import initializer_names, join_projections
 from edgeport.export.onnx.save import FILE, save
 from edgeport.export.onnx.trace import trace
 from edgeport.model.types import Model
@@ -59,6 +60,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     fuse(program)
     floats = list(program.graph.initializers)
     stored = write_weights(program, model.quantized, model.activations)
+    stored = join_projections(program, stored)
     halves = store_float16(program, floats) if settings.precision == "fp16" else 0
     finish(program, model)
     save(program, out)
@@ -68,7 +70,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     if halves:
         facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
     if settings.ort_format:
-        facts["ort_format"] = write_ort_format(program, stored, out)
+        facts["ort_format"] = write_ort_format(program, initializer_names(stored), out)
     return Artifact(
         runtime="onnxruntime",
         delegate="cpu",

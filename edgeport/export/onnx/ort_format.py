@@ -43,7 +43,7 @@ def settle_weights(graph: ir.Graph, names: Iterable[str]) -> bool:
     that is tied to a Linear layer, is free: it copies nothing.
 
     Args:
-        names: of the compressed parameters.
+        names: of the initializers of compressed weights, without `.codes`.
 
     Returns:
         Whether anything was changed.
@@ -75,7 +75,7 @@ def settle_weights(graph: ir.Graph, names: Iterable[str]) -> bool:
 def write_ort_format(program: ir.Model, names: Iterable[str], out: Path) -> str:
     """Write `model.ort` and the required-operators config beside `model.onnx`. Returns the .ort file's name.
 
-    The program is changed: see `settle_weights`. `names` are the compressed parameters.
+    The program is changed: see `settle_weights`. `names`: see there.
     """
     if not settle_weights(program.graph, names):
         _convert(out / FILE, out)

@@ -6,7 +6,9 @@ the operators that consume each initializer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +33,28 @@ def _array(value: ir.Value | None, what: str) -> np.ndarray:
         raise BadInputError(f"The file stores no {what}.")
     array: np.ndarray = value.const_value.numpy()
     return array
+
+
+def _initializer(graph: ir.Graph, stored: str) -> tuple[ir.Value, slice]:
+    """The initializer that holds a weight's codes, "NAME" or "NAME[START:STOP]", and the rows that are the weight's.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    found = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", stored)
+    name, rows = (stored, slice(None)) if found is None else (found[1], slice(int(found[2]), int(found[3])))
+    value = graph.initializers.get(name)
+    if value is None:
+        raise BadInputError("The file lacks a weight's codes.", where=name)
+    return value, rows
+
+
+def _cut(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
+    """Some rows of a weight."""
+    if rows == slice(None):
+        return tensor
+    zero = None if tensor.zero_point is None else tensor.zero_point[rows].clone()
+    return replace(tensor, codes=tensor.codes[rows].clone(), scale=tensor.scale[rows].clone(), zero_point=zero)
 
 
 def _through(value: ir.Value | None, *op_types: str) -> ir.Value | None:
@@ -167,12 +191,11 @@ def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
         raise BadInputError(f"The ONNX file can't be read: {error}.", where=artifact.entry) from error
     found: dict[str, StoredWeight] = {}
     for parameter, name in artifact.weights.items():
-        value = program.graph.initializers.get(name)
+        value, rows = _initializer(program.graph, name)
         codes = _array(value, f"initializer {name!r}")
-        assert value is not None
         users = {(user.op_type, index): user for user, index in value.uses()}
         kind = next((kind for kind in _READERS if kind in users), None)
         if kind is None:
             raise BadInputError("No operator of the file uses a compressed weight.", where=name)
-        found[parameter] = _READERS[kind](users[kind], codes)
+        found[parameter] = _cut(_READERS[kind](users[kind], codes), rows)
     return found
