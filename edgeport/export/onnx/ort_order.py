@@ -8,7 +8,7 @@ run. The same table is built again here, sorted, and set at the end of the file;
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ RESOLVER_FIELD = 10
 """Place of the resolver in the vtable of `InferenceSession`."""
 
 ALIGNMENT = 16
+MOST_PADDING = 8
+"""Bytes between neighbours in a flatbuffer at most, for alignment."""
 
 _Argument = tuple[int, int]
+_Span = tuple[int, int]
 _Entry = tuple[bytes, list[tuple[bytes, list[_Argument]]]]
 
 
@@ -84,32 +87,48 @@ def _build(entries: list[_Entry]) -> tuple[bytes, int]:
     return blob, struct.unpack_from("<I", blob)[0]
 
 
-def _table_end(table: Any) -> int:
-    """One past the last byte of a table's own fields."""
+def _table_spans(table: Any) -> Iterator[_Span]:
+    """A table's own fields, and its vtable."""
     vtable = table.Pos - struct.unpack_from("<i", table.Bytes, table.Pos)[0]
-    return int(table.Pos + struct.unpack_from("<H", table.Bytes, vtable + 2)[0])
+    width, fields = struct.unpack_from("<HH", table.Bytes, vtable)
+    yield vtable, vtable + width
+    yield table.Pos, table.Pos + fields
 
 
-def _ends(resolver: Any) -> Iterator[int]:
-    """One past the last byte of everything the resolver reaches, in no order."""
+def _spans(resolver: Any) -> Iterator[_Span]:
+    """First byte and one past the last of everything the resolver reaches, in no order."""
 
-    def string_end(table: Any, field: int) -> int:
+    def string(table: Any, field: int) -> _Span:
         start = table.Indirect(table.Pos + table.Offset(field))
-        return int(start + 4 + struct.unpack_from("<I", table.Bytes, start)[0] + 1)
+        return start, int(start + 4 + struct.unpack_from("<I", table.Bytes, start)[0] + 1)
 
-    def vector_end(table: Any, field: int) -> int:
-        offset = table.Offset(field)
-        return int(table.Vector(offset) + 4 * table.VectorLen(offset))
+    def vector(table: Any, field: int) -> _Span:
+        start = int(table.Vector(table.Offset(field)))
+        return start - 4, start + 4 * table.VectorLen(table.Offset(field))
 
-    yield _table_end(resolver._tab)
-    yield vector_end(resolver._tab, 4)
+    yield from _table_spans(resolver._tab)
+    yield vector(resolver._tab, 4)
     for i in range(resolver.OpKernelTypeStrArgsLength()):
         operator = resolver.OpKernelTypeStrArgs(i)
-        yield from (_table_end(operator._tab), string_end(operator._tab, 4), vector_end(operator._tab, 6))
+        yield from (*_table_spans(operator._tab), string(operator._tab, 4), vector(operator._tab, 6))
         for j in range(operator.KernelTypeStrArgsLength()):
             named = operator.KernelTypeStrArgs(j)
-            yield from (_table_end(named._tab), string_end(named._tab, 4), vector_end(named._tab, 6))
-            yield from (_table_end(named.Args(k)._tab) for k in range(named.ArgsLength()))
+            yield from (*_table_spans(named._tab), string(named._tab, 4), vector(named._tab, 6))
+            for k in range(named.ArgsLength()):
+                yield from _table_spans(named.Args(k)._tab)
+
+
+def _own_end(start: int, spans: Iterable[_Span]) -> int:
+    """Where the resolver's own bytes end, which begin at `start` and leave no gap but for alignment.
+
+    What it shares with the rest of the file lies beyond: strings and vtables that the model had before it.
+    """
+    end = start
+    for first, last in sorted(spans):
+        if first > end + MOST_PADDING:
+            break
+        end = max(end, last)
+    return end
 
 
 def fix_order(path: Path) -> None:
@@ -122,7 +141,8 @@ def fix_order(path: Path) -> None:
     blob, position = _build(_entries(resolver))
     # A flatbuffer is written from its end to its start: between the root, written last, and the first byte
     # past the resolver lies the resolver alone.
-    start, end = _table_end(root), max(_ends(resolver))
+    start = max(last for _, last in _table_spans(root))
+    end = _own_end(start, _spans(resolver))
     data[start:end] = bytes(end - start)
     data.extend(bytes(-len(data) % ALIGNMENT))
     slot = root.Pos + root.Offset(RESOLVER_FIELD)
