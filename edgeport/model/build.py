@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import BadInputError
-from edgeport.model.fold import fold_norms, remove_parametrizations
+from edgeport.model.fold import fold_norms, linearize, remove_parametrizations
 from edgeport.model.inputs import huggingface_inputs, make_example, output_specs, vocabulary_size
 from edgeport.model.preprocessing import read_preprocessing
 from edgeport.model.types import Model, Source, SourceKind
@@ -71,6 +71,7 @@ def build_huggingface(
     vocabulary = vocabulary_size(module)
     example = make_example(inputs, vocabulary=vocabulary)
     remove_parametrizations(module)
+    linearize(module)
     fold_norms(module, example)
     chosen = task or infer_task(module)
     preprocessor = assets.get("preprocessor_config.json")

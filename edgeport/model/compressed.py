@@ -226,6 +226,7 @@ def _empty_module(folder: Path, record: Record, names: set[str]) -> Any:
     """The module that the config describes, with random weights and its norms not yet folded."""
     import torch
 
+    from edgeport.model.fold import linearize
     from edgeport.model.huggingface import model_class, read_config
 
     where = folder / CONFIG
@@ -241,6 +242,7 @@ def _empty_module(folder: Path, record: Record, names: set[str]) -> Any:
                 module = cls(config, add_pooling_layer=False)
         except (ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
             raise BadInputError(f"{cls.__name__} can't be built: {first_line(error)}", where=where) from error
+    linearize(module)
     return module.to(torch.float32)
 
 

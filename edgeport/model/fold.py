@@ -51,6 +51,21 @@ def remove_parametrizations(module: nn.Module) -> int:
     return count
 
 
+def linearize(module: nn.Module) -> int:
+    """Replace transformers' `Conv1D` (GPT-2), a Linear layer with a transposed weight (K, N), by Linear, in place."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name for name, child in module.named_modules() if isinstance(child, Conv1D)]
+    for name in names:
+        old = module.get_submodule(name)
+        columns, rows = old.weight.shape  # type: ignore[union-attr, operator]
+        layer = nn.Linear(int(columns), int(rows)).requires_grad_(False)
+        layer.weight.data = old.weight.data.T.contiguous()  # type: ignore[union-attr, operator]
+        layer.bias.data = old.bias.data  # type: ignore[union-attr, assignment]
+        _replace(module, name, layer)
+    return len(names)
+
+
 def _replace(module: nn.Module, name: str, child: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, child)

@@ -65,7 +65,8 @@ def _join(writer: Writer, attention: ir.Node, nodes: list[ir.Node], name: str) -
     settings = _settings(nodes[0])
     arrays: list[np.ndarray | None] = []
     for values in zip(*(_operands(node)[1:] for node in nodes), strict=True):
-        sources = [_source(value) for value in values]
+        # A bias may have other readers: it is small, and written once more.
+        sources = [value if value is None or value.const_value is not None else _source(value) for value in values]
         rows = [_rows(value, count) for value, count in zip(sources, counts, strict=True) if value is not None]
         arrays.append(np.concatenate(rows) if rows else None)
     codes, scale, zero, _, bias = arrays
@@ -110,7 +111,7 @@ def join_projections(program: ir.Model, stored: Mapping[str, str]) -> dict[str, 
         nodes = [node for node in makers if node is not None]
         if len(nodes) < 3 or not _alike(nodes):
             continue
-        operands = [value for node in nodes for value in _operands(node)[1:] if value is not None]
+        operands = [value for node in nodes for value in _operands(node)[1:5] if value is not None]
         codes = [_source(node.inputs[1]) for node in nodes]
         if any(_source(value) is None for value in operands):
             continue
