@@ -16,6 +16,8 @@ ADVICE = {
     "finite": "Export with precision fp32, or look for a layer that overflows float16.",
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
+    "tokenizer": "Do not ship it: the device would read other tokens. Look at the examples, and at what the checkpoint's "
+    "tokenizer.json holds that the device's implementation does not know.",
     "cosine_min": "Keep the layers with the largest relative error in float (`exclude` in the recipe), or use int8.",
     "relative_l2_max": "Keep the layers with the largest relative error in float (`exclude` in the recipe).",
     "top1_agreement_min": "Keep the last layer in float (`exclude` in the recipe), or use int8 instead of int4.",
@@ -39,6 +41,7 @@ def judge(measurements: Measurements, budgets: Budgets) -> Verdict:
     checks = (
         *_parity_checks(measurements, budgets),
         _weight_check(measurements),
+        *_tokenizer_checks(measurements),
         *_latency_checks(measurements, budgets),
         *_size_checks(measurements, budgets),
         *_memory_checks(measurements, budgets),
@@ -154,6 +157,26 @@ def _weight_check(measurements: Measurements) -> Check:
     if found.different:
         message += f"; {found.different[0]}"
     return _flag("weights_equal", None, equal, message)
+
+
+def _tokenizer_checks(measurements: Measurements) -> list[Check]:
+    """The device's tokenizer must agree; the others are told, not judged."""
+    checks = []
+    for found in measurements.tokenizers:
+        if not found.device:
+            continue
+        if found.absent is not None:
+            advice = "Install it: `pip install edgeport[all]`."
+            checks.append(_unmeasured("tokenizer", 1.0, f"{found.implementation}: {found.absent}", advice))
+            continue
+        told = f"{found.implementation} {found.version} splits {found.texts} texts as the original does"
+        if found.failed is not None:
+            told = f"{found.implementation} {found.version}: {found.failed}"
+        elif found.different:
+            told = f"{found.implementation} {found.version} splits {found.different} of {found.texts} texts otherwise: "
+            told += "; ".join(found.examples)
+        checks.append(_flag("tokenizer", None, found.failed is None and not found.different, told))
+    return checks
 
 
 def _latency_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import DataRecord, Verdict
+    from edgeport.validate.evidence import DataRecord, TokenizerParity, Verdict
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -204,6 +204,24 @@ def _lower(
     return Artifact.from_json(read_json(folder / "artifact.json"), folder / "files")
 
 
+def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
+    """What device tokenizers make of the assets as a bundle holds them; the expected ids are kept in tokenizer.json."""
+    import tempfile
+
+    from edgeport.bundle.write import write_assets
+    from edgeport.data.strings import CONVERSATIONS, STRINGS
+    from edgeport.validate.tokenizer import replay, tokenizer_vectors
+
+    assets = job.model.assets
+    if "tokenizer.json" not in assets:
+        return ()
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = tokenizer_vectors(assets["tokenizer.json"].parent, STRINGS, CONVERSATIONS)
+        write_assets(assets, Path(folder))
+        (out / "tokenizer.json").write_text(canonical_json(vectors))
+        return replay(vectors, Path(folder), job.request.target.runtime)
+
+
 def _measure(
     job: Job,
     artifact: Artifact,
@@ -235,6 +253,8 @@ def _measure(
             effort=QUICK if job.request.quick else Effort(),
             watch=progress.update,
         )
+        if job.model.decoder is not None:
+            measurements = measurements.model_copy(update={"tokenizers": _tokenizers(job, out)})
         (out / "measurements.json").write_text(canonical_json(measurements.model_dump(mode="json")))
         if job.request.target.execution.here != "none":
             session = open_session(artifact)
@@ -283,6 +303,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     if cost is not None:
         measurements = measurements.model_copy(update={"compression": CompressionCost(**asdict(cost))})
     own = measured / "outputs.safetensors"
+    vectors = measured / "tokenizer.json"
     contents = Contents(
         model=job.model,
         recipe=request.recipe,
@@ -298,6 +319,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         ),
         evidence=conclude(measurements, request.recipe.gate),
         toolchain=toolchain_versions(),
+        tokenizer=read_json(vectors) if vectors.is_file() else None,
     )
     write_bundle(request.output, contents, render=render_report, force=request.force)
     return _result(request.output, contents.evidence.verdict, time.monotonic() - started)
@@ -312,9 +334,12 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
     Raises:
         BadInputError: the folder is no bundle, or a file of it is missing, changed or added.
     """
+    from edgeport.bundle.golden import TOKENIZER
+    from edgeport.bundle.manifest import ASSETS_FOLDER, GOLDEN_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.gate import conclude
     from edgeport.validate.run import QUICK, Effort, measure
+    from edgeport.validate.tokenizer import replay
 
     started = time.monotonic()
     progress = progress or Silent()
@@ -339,6 +364,9 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
         manifest_sha256=None if found.evidence is None else found.evidence.manifest_sha256,
         watch=progress.update,
     )
+    if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():
+        found_tokenizers = replay(read_json(vectors), bundle / ASSETS_FOLDER, manifest.runtime)
+        measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
     evidence = conclude(measurements, manifest.recipe.gate)
     return ExportResult(
         bundle=bundle,

@@ -26,6 +26,9 @@ INPUTS = "inputs.safetensors"
 OUTPUTS = "outputs.safetensors"
 ARTIFACT_OUTPUTS = "outputs_artifact.safetensors"
 
+TOKENIZER = "tokenizer.json"
+"""Texts and the ids that must come of them, as JSON (`edgeport.validate.tokenizer`)."""
+
 MOST_SAMPLES = 4
 MOST_BYTES = 32 * 1024 * 1024
 """A language model's logits are tens of megabytes a sample: the vectors must not outgrow the model."""

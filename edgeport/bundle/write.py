@@ -16,11 +16,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeport.bundle.golden import Golden, save_golden
+from edgeport.bundle.golden import TOKENIZER, Golden, save_golden
 from edgeport.bundle.manifest import (
     ASSETS_FOLDER,
     GOLDEN_FOLDER,
@@ -34,8 +34,9 @@ from edgeport.bundle.manifest import (
     TensorEntry,
     check_relative,
 )
+from edgeport.bundle.tokenizer import CONFIG, device_config
 from edgeport.errors import BadInputError
-from edgeport.storage import canonical_json, hash_bytes, hash_file, list_files, new_folder, tree_size
+from edgeport.storage import canonical_json, hash_bytes, hash_file, list_files, new_folder, tree_size, write_text
 from edgeport.validate.evidence import DataRecord
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Contents:
         evidence: what was measured on `artifact`.
         toolchain: versions of the packages that decide what the files contain.
         calibration: the inputs that methods were tuned on, if any.
+        generation: further text files beside the assets, by name: settings of generation libraries.
+        tokenizer: texts and the ids that must come of them; None without a decoder.
     """
 
     model: Model
@@ -82,6 +85,8 @@ class Contents:
     evidence: Evidence
     toolchain: Mapping[str, str]
     calibration: SampleRecord | None = None
+    generation: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] | None = None
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -161,15 +166,26 @@ def _asset(name: str) -> str:
         raise BadInputError(f"An asset has a bad name: {error}.", where=name) from error
 
 
+def write_assets(assets: Mapping[str, Path], folder: Path) -> None:
+    """Copy a model's assets, in the form that device runtimes read."""
+    for name, source in assets.items():
+        _copy(source, folder / _asset(name))
+        if name == CONFIG:
+            write_text(folder / name, device_config(source.read_text(encoding="utf-8")))
+
+
 def _write_files(folder: Path, contents: Contents, golden: Golden) -> None:
     """Copy the model and its assets, and write the golden vectors."""
     root = contents.artifact.root
     for source in list_files(root):
         _copy(source, folder / MODEL_FOLDER / source.relative_to(root))
-    for name, source in contents.model.assets.items():
-        _copy(source, folder / ASSETS_FOLDER / _asset(name))
+    write_assets(contents.model.assets, folder / ASSETS_FOLDER)
+    for name, text in contents.generation.items():
+        write_text(folder / ASSETS_FOLDER / _asset(name), text)
     (folder / GOLDEN_FOLDER).mkdir()
     save_golden(golden, folder / GOLDEN_FOLDER)
+    if contents.tokenizer is not None:
+        write_text(folder / GOLDEN_FOLDER / TOKENIZER, canonical_json(contents.tokenizer))
     for path in (folder / GOLDEN_FOLDER).iterdir():
         path.chmod(0o644)
 

@@ -232,6 +232,29 @@ class Machine(Strict):
     versions: dict[str, str]
 
 
+class TokenizerParity(Strict):
+    """One tokenizer implementation on the bundle's own files, against the original tokenizer.
+
+    Attributes:
+        implementation: the package that brings it.
+        device: it is what the artifact's runtime uses on a device.
+        version: of the package; None when it is not installed.
+        texts, templates: texts split, and conversations rendered by the chat template.
+        different: how many came out differently; examples: the first of them, in words.
+        absent: why it was not tried; failed: why it could not read the files.
+    """
+
+    implementation: str
+    device: bool
+    version: str | None = None
+    texts: int = 0
+    templates: int = 0
+    different: int = 0
+    examples: tuple[str, ...] = ()
+    absent: str | None = None
+    failed: str | None = None
+
+
 class Measurements(Strict):
     """Everything measured about one artifact, before the gate has judged it."""
 
@@ -249,6 +272,7 @@ class Measurements(Strict):
     memory: Memory | None
     memory_absent: str | None = None
     compression: CompressionCost | None = None
+    tokenizers: tuple[TokenizerParity, ...] = ()
 
 
 class Evidence(Measurements):
