@@ -16,8 +16,8 @@ ADVICE = {
     "finite": "Export with precision fp32, or look for a layer that overflows float16.",
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
-    "tokenizer": "Do not ship it: the device would read other tokens. Look at the examples, and at what the checkpoint's "
-    "tokenizer.json holds that the device's implementation does not know.",
+    "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
+    "holds that the device's implementation does not know.",
     "cosine_min": "Keep the layers with the largest relative error in float (`exclude` in the recipe), or use int8.",
     "relative_l2_max": "Keep the layers with the largest relative error in float (`exclude` in the recipe).",
     "top1_agreement_min": "Keep the last layer in float (`exclude` in the recipe), or use int8 instead of int4.",

@@ -204,8 +204,24 @@ def _lower(
     return Artifact.from_json(read_json(folder / "artifact.json"), folder / "files")
 
 
+def _generation(job: Job) -> dict[str, str]:
+    """Settings of the generation library that belongs to the runtime, as files beside the tokenizer."""
+    from edgeport.bundle.manifest import MODEL_FOLDER
+
+    model = job.model
+    if model.decoder is None or job.request.target.runtime != "onnxruntime":
+        return {}
+    from edgeport.export.onnx.genai import GENAI_CONFIG, genai_config
+    from edgeport.export.onnx.save import FILE
+    from edgeport.model.decoder import end_tokens
+
+    text = genai_config(model, f"../{MODEL_FOLDER}/{FILE}", end_tokens(model))
+    return {} if text is None else {GENAI_CONFIG: text}
+
+
 def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
     """What device tokenizers make of the assets as a bundle holds them; the expected ids are kept in tokenizer.json."""
+    import shutil
     import tempfile
 
     from edgeport.bundle.write import write_assets
@@ -216,10 +232,14 @@ def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
     if "tokenizer.json" not in assets:
         return ()
     with tempfile.TemporaryDirectory() as folder:
-        vectors = tokenizer_vectors(assets["tokenizer.json"].parent, STRINGS, CONVERSATIONS)
-        write_assets(assets, Path(folder))
+        original, shipped = Path(folder) / "original", Path(folder) / "shipped"
+        original.mkdir()
+        for name, path in assets.items():
+            shutil.copyfile(path, original / name)
+        vectors = tokenizer_vectors(original, STRINGS, CONVERSATIONS)
+        write_assets(assets, shipped)
         (out / "tokenizer.json").write_text(canonical_json(vectors))
-        return replay(vectors, Path(folder), job.request.target.runtime)
+        return replay(vectors, shipped, job.request.target.runtime)
 
 
 def _measure(
@@ -320,6 +340,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         evidence=conclude(measurements, request.recipe.gate),
         toolchain=toolchain_versions(),
         tokenizer=read_json(vectors) if vectors.is_file() else None,
+        generation=_generation(job),
     )
     write_bundle(request.output, contents, render=render_report, force=request.force)
     return _result(request.output, contents.evidence.verdict, time.monotonic() - started)

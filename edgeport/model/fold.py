@@ -58,10 +58,9 @@ def linearize(module: nn.Module) -> int:
     names = [name for name, child in module.named_modules() if isinstance(child, Conv1D)]
     for name in names:
         old = module.get_submodule(name)
-        columns, rows = old.weight.shape  # type: ignore[union-attr, operator]
-        layer = nn.Linear(int(columns), int(rows)).requires_grad_(False)
-        layer.weight.data = old.weight.data.T.contiguous()  # type: ignore[union-attr, operator]
-        layer.bias.data = old.bias.data  # type: ignore[union-attr, assignment]
+        weight, bias = old.get_parameter("weight").data, old.get_parameter("bias").data
+        layer = nn.Linear(weight.shape[0], weight.shape[1]).requires_grad_(False)
+        layer.weight.data, layer.bias.data = weight.T.contiguous(), bias
         _replace(module, name, layer)
     return len(names)
 

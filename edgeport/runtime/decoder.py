@@ -106,4 +106,5 @@ class DecoderSession:
         ids = np.asarray(inputs[IDS])
         if ids.ndim != 2 or ids.shape[0] != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise BadInputError(f"The input has the shape {ids.shape}.", where=IDS, allowed="one row of token ids")
-        return ids[0].astype(np.int64)
+        row: np.ndarray = ids[0].astype(np.int64)
+        return row

@@ -25,7 +25,7 @@ Encode = Callable[[str], list[int]]
 def tokenizer_vectors(
     assets: Path, strings: Sequence[str], conversations: Sequence[Sequence[Mapping[str, str]]]
 ) -> dict[str, Any]:
-    """What a tokenizer makes of texts: `strings` [{text, ids}] and, with a chat template, `chats` [{messages, text, ids}].
+    """What a tokenizer makes of texts: `strings` [{text, ids}], and `chats` [{messages, text, ids}] with a template.
 
     Ids come without the special tokens that a tokenizer puts around a text: device runtimes leave those to the caller.
 

@@ -86,24 +86,25 @@ class _Lengths:
         return self._made
 
 
+def _rotated(x: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
+    """What a rotation turns, and the tables that it turns by; the value itself and None where there is none."""
+    rotary = _made_by(x, "Rotary", PLACEHOLDERS)
+    tables = None if rotary is None else _tables(rotary)
+    if rotary is None or tables is None or rotary.inputs[0] is None:
+        return x, None
+    return rotary.inputs[0], tables
+
+
 def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
-    query, key, value, past_key, past_value = node.inputs[:5]
-    assert query is not None
-    assert key is not None
-    rotations = [_made_by(x, "Rotary", PLACEHOLDERS) for x in (query, key)]
-    tables = [None if rotary is None else _tables(rotary) for rotary in rotations]
-    first = tables[0]
-    inside = first is not None and tables[1] == first
+    query, key, value, *past = [x for x in node.inputs if x is not None][:5]
+    (straight_query, tables), (straight_key, others) = _rotated(query), _rotated(key)
+    inside = tables is not None and tables == others
     if inside:
-        query, key = (rotary.inputs[0] for rotary in rotations if rotary is not None)
-        assert query is not None
-        assert key is not None
-    seqlens, total = lengths.values(node)
-    inputs = [_flat(writer, node, x) for x in (query, key, value)]
-    inputs += [past_key, past_value, seqlens, total]
-    if inside:
-        assert first is not None
-        inputs += [_half_table(writer, table) for table in first]
+        query, key = straight_query, straight_key
+    inputs: list[ir.Value | None] = [_flat(writer, node, x) for x in (query, key, value)]
+    inputs += [*past, *lengths.values(node)]
+    if inside and tables is not None:
+        inputs += [_half_table(writer, table) for table in tables]
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
     answer, present_key, present_value = writer.node(
