@@ -70,6 +70,21 @@ def _weights(evidence: Mapping[str, Any]) -> str:
     return f"{weights['equal']} of {weights['checked']} in the file equal the logical ones, bit for bit"
 
 
+def _tokenizers(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for item in evidence.get("tokenizers", ()):
+        name = f"{item['implementation']} {item['version'] or ''}".strip()
+        if item["absent"] or item["failed"]:
+            words = item["absent"] or item["failed"]
+        elif item["different"]:
+            words = f"{item['different']} of {item['texts']} texts come out otherwise: {item['examples'][0]}"
+        else:
+            words = f"all {item['texts']} texts come out as the original's"
+            words += f", and {item['templates']} chats" if item["templates"] else ""
+        rows.append(("tokenizer" + (" on the device" if item["device"] else ""), f"{name}: {words}"))
+    return rows
+
+
 def cost_words(cost: Mapping[str, Any]) -> str:
     """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
     parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
@@ -92,6 +107,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size", in_bytes(size["bytes"]) + _of_fp32(size)),
         *_parity_rows(evidence["parity"]),
         ("quantized weights", _weights(evidence)),
+        *_tokenizers(evidence),
         ("latency", _latency(evidence)),
         ("peak memory", _memory(evidence)),
         *([("compression", cost_words(cost))] if cost else []),

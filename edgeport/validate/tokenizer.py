@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgeport.errors import EdgeportError, first_line
+from edgeport.errors import EdgeportError
 from edgeport.validate.evidence import TokenizerParity
 
 MOST_SHOWN = 5
@@ -63,7 +63,10 @@ def _replay(package: str, vectors: Mapping[str, Any], assets: Path, *, device: b
         return TokenizerParity(implementation=package, device=device, absent="the package is not installed")
     except (RuntimeError, ValueError, OSError, EdgeportError) as error:
         return TokenizerParity(
-            implementation=package, device=device, version=found, failed=f"it can't read the files: {first_line(error)}"
+            implementation=package,
+            device=device,
+            version=found,
+            failed=f"it can't read the files: {' '.join(str(error).split())}",
         )
     different = []
     cases = [(row["text"], row["ids"]) for row in (*vectors["strings"], *vectors["chats"])]
@@ -100,7 +103,8 @@ Render = Callable[[Sequence[Mapping[str, str]]], str]
 def _extensions(assets: Path) -> tuple[Encode, Render | None]:
     from onnxruntime_extensions.pp_api import Tokenizer  # type: ignore[import-untyped]
 
-    tokenizer = Tokenizer(str(assets), {"add_special_tokens": False})
+    tokenizer = Tokenizer(str(assets))
+    tokenizer.update_options({"add_special_tokens": "false"})
 
     def encode(text: str) -> list[int]:
         return [int(token) for token in tokenizer.tokenize(text)]

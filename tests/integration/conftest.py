@@ -34,6 +34,33 @@ def _tokenizer(folder: Path, size: int) -> None:
     )
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
+
+def _byte_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer with a chat template, as decoders have it: 2 + 256 + some merges, below 320."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat is in the hat and the hat is on the cat, in and on"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "TokenizersBackend", "bos_token": "<s>", "eos_token": "</s>", "is_local": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "bos_token_id": 0}))
+
+
 def _bert(folder: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -56,7 +83,7 @@ def _llama(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=128,
+        vocab_size=320,
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -67,7 +94,7 @@ def _llama(folder: Path) -> None:
         initializer_range=0.1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    _tokenizer(folder, 128)
+    _byte_tokenizer(folder)
 
 
 def _t5(folder: Path) -> None:
