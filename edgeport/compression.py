@@ -212,6 +212,7 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
             reference_bytes=REFERENCE_BYTES,
         ),
         progress,
+        cache=False,
     )
     check_can_be_stored(job.model)
     if request.target is None:

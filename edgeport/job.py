@@ -128,6 +128,7 @@ class Job:
 
     Attributes:
         compressed: what `edgeport compress` made, where the model is such a folder; `model` is then compressed.
+        plain: the model as compression sees it: a decoder without its cache. So the same compression serves both.
     """
 
     request: ExportRequest
@@ -135,15 +136,33 @@ class Job:
     assignments: tuple[Assignment, ...]
     settings: LoweringSettings
     compressed: Stored | None = None
+    plain: Model | None = None
 
     @cached_property
     def model_key(self) -> str:
         """Hash of the model: source files, weights, inputs."""
-        model = self.model
+        return self._model_key(self.model)
+
+    @property
+    def uncached(self) -> Model:
+        """The model without a cache."""
+        return self.plain or self.model
+
+    @cached_property
+    def uncached_key(self) -> str:
+        """Hash of the model without a cache."""
+        return self._model_key(self.uncached)
+
+    @cached_property
+    def state(self) -> str:
+        """Hash of the model's weights."""
+        return state_digest(self.model.module)
+
+    def _model_key(self, model: Model) -> str:
         return hash_value(
             {
                 "files": dict(model.source.files),
-                "state": state_digest(model.module),
+                "state": self.state,
                 "architecture": type(model.module).__qualname__,
                 "task": model.task,
                 "inputs": [asdict(spec) for spec in model.inputs],
@@ -191,7 +210,7 @@ class Job:
         rows = [asdict(item) for item in self.assignments]
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
         tuned = self.request.recipe.calibration.model_dump() if self.request.recipe.calibrates else None
-        values = {"model": self.model_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        values = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
         return stage_key("compress", values)
 
     @cached_property
@@ -251,8 +270,11 @@ class Job:
         )
 
 
-def prepare(request: ExportRequest, progress: Progress) -> Job:
+def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -> Job:
     """Load the model and decide everything; refuse what can't be done.
+
+    Args:
+        cache: give decoders a cache, where the target keeps one.
 
     Raises:
         BadInputError, TargetRefusesError: see `load_model`, `assign`, `check_settings`.
@@ -276,7 +298,8 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
         example_inputs=request.example_inputs,
         allow_pickle=request.allow_pickle,
     )
-    cached = _with_cache(model, request, progress)
+    plain = model
+    cached = _with_cache(model, request, progress) if cache else None
     if cached is not None:
         model = cached
     elif request.sequence is not None:
@@ -291,7 +314,8 @@ def prepare(request: ExportRequest, progress: Progress) -> Job:
     if folder is None:
         if request.recipe.calibrates and request.recipe.calibration.source == "generated":
             check_generates(model)
-        return Job(request, model, assign(model, request.recipe, request.target), settings)
+        assignments = assign(model, request.recipe, request.target)
+        return Job(request, model, assignments, settings, plain=None if cached is None else plain)
     model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
     job = Job(request, model, assignments, settings, before)
     check_stored_inputs(model, before.reference, job.sequences)

@@ -97,14 +97,14 @@ def _calibration(job: Job, progress: Progress) -> Samples:
 
     asked = job.request.recipe.calibration
     if asked.source == "data":
-        return calibration_samples(job.model, job.request.recipe)
+        return calibration_samples(job.uncached, job.request.recipe)
 
     def make(out: Path) -> None:
-        written = generated_samples(job.model, count=asked.samples, progress=progress.update)
+        written = generated_samples(job.uncached, count=asked.samples, progress=progress.update)
         save_vectors(out / "inputs.safetensors", written.inputs)
         (out / "record.json").write_text(canonical_json(asdict(written.record)))
 
-    key = stage_key("generated", {"model": job.model_key, "samples": asked.samples})
+    key = stage_key("generated", {"model": job.uncached_key, "samples": asked.samples})
     folder = run_stage("generated", key, make, report=progress.message)
     found = Samples(load_vectors(folder / "inputs.safetensors"), SampleRecord(**read_json(folder / "record.json")))
     check_enough(found)
@@ -143,7 +143,7 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
         journal = Journal(cache_root() / "journals" / job.compress_key)
         before = journal.finished()
         model, records = apply_recipe(
-            job.model,
+            job.uncached,
             request.recipe,
             request.target,
             calibration=tuned,
@@ -153,7 +153,7 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
             training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
         save_cost(out, cost_of(meter.read(), model, tuned, weights_before=before))
-        save_compressed(out, job.model, model, records, None if tuned is None else tuned.record)
+        save_compressed(out, job.uncached, model, records, None if tuned is None else tuned.record)
         journal.close()
 
     progress.stage("compress", request.recipe.name)
