@@ -27,15 +27,21 @@ PLAIN |= {"Pad", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Weight"}
 """What convolutional networks are made of: nothing in them can be fused into an operator for transformers."""
 
 
-def fuse(program: ir.Model) -> None:
-    """Fuse a graph in place into the operators that ONNX Runtime's CPU provider runs fastest."""
+def fuse(program: ir.Model, *, decoder: bool = False) -> None:
+    """Fuse a graph in place into the operators that ONNX Runtime's CPU provider runs fastest.
+
+    Args:
+        decoder: most calls have one row. Skip normalizations without a mean then stay fused: SmolLM2 decodes a tenth
+            faster so, and reads prompts as fast (one thread, x86-64; `scripts/bench/llm.py`).
+    """
     if all(node.op_type in PLAIN for node in program.graph.all_nodes()):
         return  # looking for patterns takes a fifth of a small network's conversion
     from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
     fuse_for_onnxruntime(program, "cpu")
     for node in list(program.graph.all_nodes()):
-        if node.domain == "com.microsoft" and node.op_type in SKIP_NORMS:
+        kept = decoder and node.op_type == "SkipSimplifiedLayerNormalization"
+        if node.domain == "com.microsoft" and node.op_type in SKIP_NORMS and not kept:
             _unfuse_skip_norm(node)
 
 

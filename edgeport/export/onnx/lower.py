@@ -54,10 +54,11 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
     program = trace(model, settings, options.opset)
     unused = canonicalize(program, list(model.quantized))
-    if model.decoder is not None:
+    decoder = model.decoder
+    if decoder is not None:
         write_attention(program)
         model = file_model(model)
-    fuse(program)
+    fuse(program, decoder=decoder is not None)
     floats = list(program.graph.initializers)
     stored = write_weights(program, model.quantized, model.activations)
     stored = join_projections(program, stored)
