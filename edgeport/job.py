@@ -247,7 +247,7 @@ class Job:
     @property
     def baseline_model(self) -> Model:
         """The model as the baseline is lowered: without its compressed forms, if it came with any."""
-        return replace(self.model, quantized={}, activations={})
+        return replace(self.model, quantized={}, activations={}, ranges={})
 
     @property
     def baseline_settings(self) -> LoweringSettings:

@@ -19,6 +19,8 @@ from edgeport.schema import Strict, read_toml
 
 RECIPES = PACKAGE / "recipes"
 
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+
 
 class Quantize(Strict):
     """What every method that quantizes weights is told.
@@ -33,6 +35,15 @@ class Quantize(Strict):
     depthwise_conv: tuple[str, ...] = ("float",)
     activations: tuple[ActivationFormat, ...] = Field(
         default=("float",), description="preferred activation formats of quantized layers, best first"
+    )
+    ranges: RangeMethod = Field(
+        default="mse", description="how static_int8 chooses a grid from the values seen over the calibration data"
+    )
+    activation_budget: float = Field(
+        default=0.005,
+        ge=0,
+        description="what static_int8 may cost the model: divergence in nats a sample, or half the squared relative "
+        "error of outputs that are no logits; the tensors that cost most are left out until the rest fits",
     )
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of weight names to leave alone")
     bits_per_weight: float | None = Field(
@@ -226,8 +237,9 @@ class Recipe(Strict):
     @property
     def calibrates(self) -> bool:
         """A step needs real inputs."""
-        mixed = self.quantize is not None and self.quantize.bits_per_weight is not None
-        return mixed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
+        step = self.quantize
+        needed = step is not None and (step.bits_per_weight is not None or "static_int8" in step.activations)
+        return needed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
 
     @field_validator("compress")
     @classmethod
