@@ -21,6 +21,10 @@ from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
 
+OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
+"""What layers take that are kept from static activations, when the recipe names nothing else, best first."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What one weight becomes.
@@ -102,7 +106,20 @@ def candidates(
             allowed=f"{kinds[0]} weights in {', '.join(offered)}",
             next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
         )
-    return tuple(f for f in taken if WeightFormat.parse(f).fits(*shape)) or ("float",)
+    fitting = [f for f in taken if WeightFormat.parse(f).fits(*shape)]
+    return tuple(f for f in fitting if _runs(step, target, kinds, f)) or tuple(fitting) or ("float",)
+
+
+def _runs(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], weight_format: str) -> bool:
+    """The target has kernels for a format beside activations that the recipe allows."""
+    multiplying = [kind for kind in kinds if kind != "embedding"]
+    if weight_format == "float" or not multiplying:
+        return True
+    offered = target.activation_formats(multiplying[0])
+    wanted = set(step.activations) | (set(OTHERS) if "static_int8" in step.activations else set())
+    if weight_format != "int8":
+        wanted.discard("static_int8")
+    return bool(wanted & set(offered))
 
 
 def reassigned(item: Assignment, name: str, target: Target) -> Assignment:
@@ -145,10 +162,6 @@ def _activation(
         allowed=f"activations in {', '.join(offered) or 'none: leave this layer kind float'}",
         next_step="Change `activations` in the recipe, or choose another target.",
     )
-
-
-OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
-"""What layers take that are kept from static activations, when the recipe names nothing else, best first."""
 
 
 def fallback_activation(item: Assignment, step: Quantize, target: Target, reason: str) -> Assignment:

@@ -76,7 +76,7 @@ class Record(Strict):
     target: str | None
     forms: dict[str, dict[str, Any]]
     activations: dict[str, ActivationFormat]
-    ranges: dict[str, LayerRange] = {}
+    ranges: dict[str, LayerRange] = Field(default_factory=dict)
     tied: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...]
     added: tuple[str, ...]
     layers: tuple[dict[str, Any], ...]
@@ -181,6 +181,11 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
     unknown = set(record.activations) ^ set(quantized)
     if unknown:
         raise BadInputError("The record's activations don't fit its forms.", where=f"{folder / RECORD}: {min(unknown)}")
+    unknown = {name for name, found in record.activations.items() if found == "static_int8"} ^ set(record.ranges)
+    if unknown:
+        raise BadInputError(
+            "The record's ranges don't fit its activations.", where=f"{folder / RECORD}: {min(unknown)}"
+        )
     return replace(model, quantized=quantized, activations=dict(record.activations), ranges=dict(record.ranges))
 
 
