@@ -45,6 +45,11 @@ class Quantize(Strict):
         description="what static_int8 may cost the model: divergence in nats a sample, or half the squared relative "
         "error of outputs that are no logits; the tensors that cost most are left out until the rest fits",
     )
+    correct_bias: bool = Field(
+        default=False,
+        description="subtract from each bias what rounding the weights adds to the layer's mean output; needs "
+        "calibration data, and helps convolutions most",
+    )
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of weight names to leave alone")
     bits_per_weight: float | None = Field(
         default=None,
@@ -238,7 +243,9 @@ class Recipe(Strict):
     def calibrates(self) -> bool:
         """A step needs real inputs."""
         step = self.quantize
-        needed = step is not None and (step.bits_per_weight is not None or "static_int8" in step.activations)
+        needed = step is not None and (
+            step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
+        )
         return needed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
 
     @field_validator("compress")

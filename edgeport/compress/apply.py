@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeport.compress.assign import Assignment, assign
+from edgeport.compress.bias import correct_biases
 from edgeport.compress.calibrate import as_tensors, calibration_samples
 from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.lines import weight_line
@@ -251,6 +252,8 @@ def apply_recipe(
     made = set_weights(model, {name: tensor for name, (tensor, _) in finished.items()}, assignments)
     if recipe.tune is not None and finished:
         made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
+    if step.correct_bias:
+        made = correct_biases(made, model, inputs)
     if any(item.activation == "static_int8" for item in assignments):
         made, assignments = with_static_activations(made, model, assignments, step, target, inputs)
     return made, record_layers(model, assignments, dict(made.quantized), notes, table)

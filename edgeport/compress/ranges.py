@@ -77,6 +77,8 @@ def _squared_error(histogram: Histogram, low: float, high: float) -> float:
 def _divergence(histogram: Histogram, low: float, high: float) -> float:
     """KL(clipped || rounded) over the bins of a range: P piles what it clips on its ends, Q knows only steps."""
     centers, counts = histogram.centers, histogram.counts.double()
+    # Every grid holds 0 exactly: the zeros that a ReLU makes would outweigh all else, as in TensorRT's first bin.
+    counts[(centers.abs() <= (histogram.high - histogram.low) / BINS)] = 0
     inside = (centers >= low) & (centers <= high)
     kept = counts * inside
     clipped = kept.clone()

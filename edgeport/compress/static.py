@@ -85,9 +85,12 @@ def _clamped(site: Site, value: torch.Tensor, flow: Flow) -> torch.Tensor:
 
 
 def observe(
-    module: torch.nn.Module, layers: Layers, sites: Sequence[Site], flow: Flow, inputs: Inputs
+    module: torch.nn.Module, layers: Layers, sites: Sequence[Site], flow: Flow, inputs: Inputs, *, counting: bool = True
 ) -> dict[Site, Histogram]:
     """Histograms of what every site holds over the calibration data; two forwards a sample.
+
+    Args:
+        counting: count the values; otherwise one forward a sample finds the ends alone.
 
     Raises:
         BadInputError: an activation is not finite; the message names the layer.
@@ -105,18 +108,17 @@ def observe(
         before = ends.get(site, (low, high))
         ends[site] = min(low, before[0]), max(high, before[1])
 
-    histograms: dict[Site, Histogram] = {}
-
     def count(site: Site, value: torch.Tensor) -> None:
         histograms[site].add(_clamped(site, value, flow))
 
     with torch.no_grad():
-        for visit in (measure, count):
-            with _visiting(layers, sites, visit):
-                for sample in inputs:
-                    call(module, sample)
-            if not histograms:
-                histograms.update({site: Histogram(*found) for site, found in ends.items()})
+        with _visiting(layers, sites, measure):
+            for sample in inputs:
+                call(module, sample)
+        histograms = {site: Histogram(*found) for site, found in ends.items()}
+        with _visiting(layers, sites, count):
+            for sample in inputs if counting else ():
+                call(module, sample)
     return histograms
 
 
@@ -234,7 +236,7 @@ def fix_ranges(
     sites += [Site(name, False) for name in flow.reached if name not in source]
     order = {name: index for index, name in enumerate(wanted)}
     sites.sort(key=lambda site: (order[site.layer], site.output))
-    histograms = observe(model.module, layers, sites, flow, inputs)
+    histograms = observe(model.module, layers, sites, flow, inputs, counting=step.ranges != "minmax")
     grids = {site: choose_grid(histograms[site], step.ranges) for site in sites}
 
     def read_by(name: str) -> ActivationGrid:
