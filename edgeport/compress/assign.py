@@ -20,7 +20,6 @@ from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
 from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
-
 OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
 """What layers take that are kept from static activations, when the recipe names nothing else, best first."""
 
