@@ -35,16 +35,18 @@ class Net(nn.Module):
         self.depthwise = nn.Conv2d(16, 16, 3, stride=2, groups=16)
         self.inner = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.project = nn.Conv2d(16, 16, 1)
-        self.line = nn.Conv1d(16, 8, 3)
+        self.line = nn.Conv1d(16, 8, 64)
         self.classifier = nn.Linear(8, 10)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = nn.functional.relu6(self.stem(nn.functional.pad(x, (0, 1, 0, 1))))
         y = nn.functional.hardtanh(self.depthwise(nn.functional.pad(y, (0, 1, 0, 1))), 0.0, 4.0)
         y = y + self.project(self.inner(y).relu())
-        y = self.line(y.flatten(2)).clamp(min=0)
-        logits: torch.Tensor = self.classifier(y.mean(-1))
-        return logits
+        y = self.line(y.flatten(2)).flatten(1)
+        return self.classifier(y), y
+
+
+NAMES = ("logits", "features")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def compressed(target: Target) -> Model:
         task="image-classification",
         modality="image",
         inputs=(TensorSpec("x", "float32", (1, 3, 32, 32)),),
-        outputs=(TensorSpec("logits", "float32", (1, 10)),),
+        outputs=(TensorSpec("logits", "float32", (1, 10)), TensorSpec("features", "float32", (1, 8))),
         example={"x": torch.randn(1, 3, 32, 32)},
         huggingface=False,
     )
@@ -83,22 +85,35 @@ def inputs(count: int, seed: int) -> list[dict[str, np.ndarray]]:
     return [{"x": generator.normal(size=(1, 3, 32, 32)).astype(np.float32)} for _ in range(count)]
 
 
-def torch_form(model: Model, samples: list[dict[str, np.ndarray]]) -> np.ndarray:
+def torch_form(model: Model, samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     module = copy.deepcopy(model.module)
     round_layers(module, model.ranges)
     with torch.no_grad():
-        return torch.cat([module(torch.from_numpy(sample["x"])) for sample in samples]).numpy()
+        results = [module(torch.from_numpy(sample["x"])) for sample in samples]
+    return {name: torch.cat(values).numpy() for name, values in zip(NAMES, zip(*results, strict=True), strict=True)}
+
+
+def run(artifact: Artifact, samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    session = ExecuTorchSession(artifact)
+    results = [session.run(sample) for sample in samples]
+    return {name: np.concatenate([result[name] for result in results]) for name in NAMES}
 
 
 def test_the_program_computes_what_the_torch_form_computes(compressed: Model, artifact: Artifact) -> None:
-    samples = inputs(8, 1)
-    session = ExecuTorchSession(artifact)
-    found = np.concatenate([session.run(sample)["logits"] for sample in samples])
-    expected = torch_form(compressed, samples)
-    plain = torch_form(replace(compressed, ranges={}), samples)
+    samples = inputs(16, 1)
+    found, expected = run(artifact, samples), torch_form(compressed, samples)
+    grid = compressed.ranges["line.weight"].output
+    assert grid is not None
+    codes = found["features"] / grid.scale
+    assert np.abs(codes - np.round(codes)).max() < 1e-3, "what the last convolution gives is on its grid"
+    # Rounding in another order moves few codes, and by one; rounding left out moves more than half of them.
+    moved = np.round(codes - expected["features"] / grid.scale)
+    assert np.abs(moved).max() <= 1
+    assert (moved != 0).mean() < 0.1
+    plain = torch_form(replace(compressed, ranges={}), samples)["features"] / grid.scale
+    assert (np.abs(plain - np.round(plain)) > 0.1).mean() > 0.5
     # The classifier's activations are rounded on the fly, which the torch form does not do.
-    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
-    assert np.linalg.norm(plain - expected) > 0.001 * np.linalg.norm(expected)
+    assert np.linalg.norm(found["logits"] - expected["logits"]) < 0.02 * np.linalg.norm(expected["logits"])
 
 
 def test_every_convolution_runs_in_integers(compressed: Model, artifact: Artifact) -> None:
@@ -158,10 +173,9 @@ def test_a_static_linear_layer_runs_in_integers_too(compressed: Model, target: T
         activations={**compressed.activations, name: "static_int8"},
     )
     artifact = lower(model, target, LoweringSettings("fp32", "fixed"), tmp_path)
-    samples = inputs(8, 2)
-    session = ExecuTorchSession(artifact)
-    found = np.concatenate([session.run(sample)["logits"] for sample in samples])
+    samples = inputs(16, 2)
+    found, expected = run(artifact, samples)["logits"], torch_form(model, samples)["logits"]
     assert static.output is not None
-    steps = np.abs(found - torch_form(model, samples)) / static.output.scale
+    steps = np.abs(found - expected) / static.output.scale
     assert steps.max() < 1.01
     assert (steps > 0.5).mean() < 0.1

@@ -148,10 +148,12 @@ def test_the_file_computes_what_the_torch_form_computes(
     original, model, artifact = lowered[name]
     inputs = [*inputs_of(model, 6, seed=2), *inputs_of(model, 2, seed=3, batch=3)]
     expected, found = torch_form(model, inputs), run(artifact, inputs)
-    # A value that lies between two codes may fall to either side; there are few of them.
-    rounding = relative(torch_form(replace(original, ranges={}), inputs), expected)
-    assert relative(expected, found) < 0.1 * rounding
-    assert 0 < rounding < 0.1
+    plain = torch_form(replace(model, ranges={}), inputs)
+    apart = [relative([a], [b]) for a, b in zip(expected, found, strict=True)]
+    rounding = [relative([a], [b]) for a, b in zip(expected, plain, strict=True)]
+    # A value that lies between two codes may fall to either side, and moves others then: in a few inputs one does.
+    assert float(np.median(apart)) < 0.01 * float(np.median(rounding))
+    assert max(apart) < max(rounding) < 0.1
 
 
 @pytest.mark.parametrize("name", ["efficientnet", "bert"])
@@ -201,8 +203,10 @@ def test_equal_inputs_give_equal_bytes(lowered: Mapping[str, tuple[Model, Model,
         assert (again.root / name).read_bytes() == (artifact.root / name).read_bytes()
 
 
-def test_layers_that_are_left_out_stay_beside_those_that_are_not(tmp_path: Path) -> None:
-    model = compress(efficientnet())
+def test_layers_that_are_left_out_stay_beside_those_that_are_not(
+    lowered: Mapping[str, tuple[Model, Model, Artifact]], tmp_path: Path
+) -> None:
+    _, model, _ = lowered["efficientnet"]
     left = ["blocks.1.depthwise.1.weight", "blocks.2.expand.0.weight"]
     partly = replace(
         model,
@@ -210,16 +214,21 @@ def test_layers_that_are_left_out_stay_beside_those_that_are_not(tmp_path: Path)
         activations={**model.activations, **dict.fromkeys(left, "float")},
     )
     artifact = lower(partly, TARGET, LoweringSettings("fp32", "fixed"), tmp_path)
-    inputs = inputs_of(model, 4, seed=5)
+    inputs = inputs_of(model, 9, seed=5)
     expected, found = torch_form(partly, inputs), run(artifact, inputs)
-    assert relative(expected, found) < 0.1 * relative(torch_form(replace(model, ranges={}), inputs), expected)
+    plain = torch_form(replace(model, ranges={}), inputs)
+    apart = [relative([a], [b]) for a, b in zip(expected, found, strict=True)]
+    # ONNX Runtime must not round the float weights between rounded activations by itself.
+    assert float(np.median(apart)) < 0.1 * relative(expected, plain)
     assert fused_operators(artifact.path, tmp_path)["QLinearConv"] == len(partly.ranges) - 1
 
 
-def test_half_precision_storage_leaves_integers_alone(tmp_path: Path) -> None:
-    model = compress(efficientnet())
+def test_half_precision_storage_leaves_integers_alone(
+    lowered: Mapping[str, tuple[Model, Model, Artifact]], tmp_path: Path
+) -> None:
+    _, model, _ = lowered["efficientnet"]
     artifact = lower(model, TARGET, LoweringSettings("fp16", "fixed"), tmp_path)
     stored = read_weights(artifact)
     assert all(digest(tensor) == digest(model.quantized[name]) for name, tensor in stored.items())
     inputs = inputs_of(model, 3, seed=6)
-    assert relative(torch_form(model, inputs), run(artifact, inputs)) < 1e-3
+    assert relative(torch_form(model, inputs), run(artifact, inputs)) < 5e-3

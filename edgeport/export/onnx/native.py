@@ -117,7 +117,7 @@ def write_weights(
     quantizer = TokenQuantizer(writer)
     graph.opset_imports.setdefault(MICROSOFT, 1)
     simplify_roundings(program)
-    write_roundings(writer)
+    write_roundings(writer, ranges)
     stored = {}
     for name, (marker,) in weight_nodes(graph).items():
         weight, tensor = marker.outputs[0], quantized[name]

@@ -10,6 +10,8 @@ every rank and bias. Activations are uint8 (codes + 128) and weights int8, as in
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -139,17 +141,48 @@ def simplify_roundings(program: ir.Model) -> None:
     RemoveUnusedNodesPass()(program)
 
 
-def write_roundings(writer: Writer) -> None:
-    """Replace every `edgeport::Quantized` by QuantizeLinear and DequantizeLinear; a tensor is quantized once a grid."""
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "Linear", "MatMul")
+
+
+def _is_float_product(node: ir.Node | None, static: Collection[str]) -> bool:
+    """A layer whose weight is no static one's."""
+    if node is None or node.op_type not in PRODUCTS:
+        return False
+    marker = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return marker is None or marker.attributes.get_string("name", "") not in static
+
+
+def _between_roundings(rounding: ir.Node, static: Collection[str]) -> bool:
+    """The rounded tensor comes, through a clamp or not, from a float layer that reads a rounded tensor."""
+    source = rounding.inputs[0].producer() if rounding.inputs[0] is not None else None
+    if source is not None and _clamp(source) is not None:
+        source = source.inputs[0].producer() if source.inputs[0] is not None else None
+    if source is None or not _is_float_product(source, static):
+        return False
+    before = source.inputs[0].producer() if source.inputs[0] is not None else None
+    return before is not None and before.op_type in ("Quantized", "DequantizeLinear")
+
+
+def write_roundings(writer: Writer, static: Collection[str]) -> None:
+    """Replace every `edgeport::Quantized` by QuantizeLinear and DequantizeLinear; a tensor is quantized once a grid.
+
+    Around a layer that stays float ONNX Runtime would take such a pair on both sides as leave to round its weight
+    too, with one scale for all of it (`WeightBiasQuantization`; seen in 1.31.1). A Sum of one tensor prevents that.
+
+    Args:
+        static: names of the weights whose layers are static.
+    """
     done: dict[tuple[ir.Value, ActivationGrid], ir.Value] = {}
     for node in _roundings(writer.graph):
         source, grid = node.inputs[0], _grid(node)
         assert source is not None
         if (source, grid) not in done:
-            index = len(done)
+            index, codes = len(done), source
+            if _between_roundings(node, static):
+                (codes,) = writer.node(node, "Sum", [codes])
             scale = writer.constant(f"activation_{index}.scale", np.float32(grid.scale))
             zero = writer.constant(f"activation_{index}.zero_point", np.uint8(grid.zero_point + OFFSET))
-            (codes,) = writer.node(node, "QuantizeLinear", [source, scale, zero])
+            (codes,) = writer.node(node, "QuantizeLinear", [codes, scale, zero])
             (done[source, grid],) = writer.node(node, "DequantizeLinear", [codes, scale, zero])
         writer.replace(node, done[source, grid])
 
