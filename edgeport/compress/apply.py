@@ -254,6 +254,8 @@ def apply_recipe(
         made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
     if step.correct_bias:
         made = correct_biases(made, model, inputs)
-    if any(item.activation == "static_int8" for item in assignments):
+    static = sum(item.activation == "static_int8" for item in assignments)
+    if static:
         made, assignments = with_static_activations(made, model, assignments, step, target, inputs)
+        say(f"static int8 activations: {len(made.ranges)} layers, {static - len(made.ranges)} left out")
     return made, record_layers(model, assignments, dict(made.quantized), notes, table)

@@ -117,20 +117,22 @@ def test_the_program_computes_what_the_torch_form_computes(compressed: Model, ar
 
 
 def test_every_convolution_runs_in_integers(compressed: Model, artifact: Artifact) -> None:
-    (payload,) = xnnpack_payloads(read_program(artifact.path))
-    kinds = Counter(node["xnode_union_type"] for node in payload.graph["xnodes"])
+    kinds: Counter[str] = Counter()
+    for payload in xnnpack_payloads(read_program(artifact.path)):
+        types = {}
+        for entry in payload.graph["xvalues"]:
+            tensor = entry["xvalue_union"].get("tensor_value", entry["xvalue_union"])
+            types[tensor["id_out"]] = tensor["datatype"]
+        for node in payload.graph["xnodes"]:
+            kinds[node["xnode_union_type"]] += 1
+            if node["xnode_union_type"] in ("XNNConv2d", "XNNDepthwiseConv2d"):
+                values = node["xnode_union"]
+                assert types[values["input1_id"]] == types[values["output_id"]] == "xnn_datatype_qint8"
+                assert types[values["filter_id"]] == "xnn_datatype_qcint8"
     assert (kinds["XNNConv2d"], kinds["XNNDepthwiseConv2d"]) == (3, 2)
+    # Grids make the clamps of stem and depthwise; padding of rounded tensors stays in integers.
     assert kinds["XNNClamp"] == 0
-    types = {}
-    for entry in payload.graph["xvalues"]:
-        tensor = entry["xvalue_union"].get("tensor_value", entry["xvalue_union"])
-        types[tensor["id_out"]] = tensor["datatype"]
-    for node in payload.graph["xnodes"]:
-        if node["xnode_union_type"] in ("XNNConv2d", "XNNDepthwiseConv2d"):
-            values = node["xnode_union"]
-            assert types[values["input1_id"]] == types[values["output_id"]] == "xnn_datatype_qint8"
-            assert types[values["filter_id"]] == "xnn_datatype_qcint8"
-    assert artifact.facts["non_delegated_nodes"] == 0
+    assert not any("conv" in name for name in artifact.facts["outside_delegates"])
 
 
 def test_the_file_holds_the_logical_codes(compressed: Model, artifact: Artifact) -> None:

@@ -145,7 +145,7 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[Mode
 def test_the_file_computes_what_the_torch_form_computes(
     lowered: Mapping[str, tuple[Model, Model, Artifact]], name: str
 ) -> None:
-    original, model, artifact = lowered[name]
+    _, model, artifact = lowered[name]
     inputs = [*inputs_of(model, 6, seed=2), *inputs_of(model, 2, seed=3, batch=3)]
     expected, found = torch_form(model, inputs), run(artifact, inputs)
     plain = torch_form(replace(model, ranges={}), inputs)

@@ -39,10 +39,9 @@ def _clamp(node: torch.fx.Node) -> tuple[float, float] | None:
     name = str(getattr(node.target, "__name__", "")).partition(".")[0].rstrip("_")
     if name not in OPEN_ENDS:
         return None
-    ends = [*node.args[1:3], *OPEN_ENDS[name][len(node.args) - 1 :]]
-    if not all(end is None or isinstance(end, int | float) for end in ends):
+    low, high = (*node.args[1:3], *OPEN_ENDS[name][len(node.args) - 1 :])
+    if not isinstance(low, int | float | None) or not isinstance(high, int | float | None):
         return None
-    low, high = ends
     return -float("inf") if low is None else float(low), float("inf") if high is None else float(high)
 
 
