@@ -39,9 +39,10 @@ def _clamp(node: torch.fx.Node) -> tuple[float, float] | None:
     name = str(getattr(node.target, "__name__", "")).partition(".")[0].rstrip("_")
     if name not in OPEN_ENDS:
         return None
-    low, high = (*node.args[1:3], *OPEN_ENDS[name][len(node.args) - 1 :])
-    if not isinstance(low, int | float | None) or not isinstance(high, int | float | None):
+    ends: list[Any] = [*node.args[1:3], *OPEN_ENDS[name][len(node.args) - 1 :]]
+    if not all(isinstance(end, int | float | None) for end in ends):
         return None
+    low, high = ends
     return -float("inf") if low is None else float(low), float("inf") if high is None else float(high)
 
 
