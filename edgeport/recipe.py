@@ -75,6 +75,15 @@ class Quantize(Strict):
                 raise ValueError(f"{error.what} It takes {error.allowed}") from error
         return value
 
+    @field_validator("ranges", "activation_budget")
+    @classmethod
+    def _is_about_static_activations(cls, value: object, info: ValidationInfo) -> object:
+        # Recipes that were stored in full name the defaults, too.
+        default = cls.model_fields[info.field_name or ""].default
+        if value != default and "static_int8" not in info.data.get("activations", ()):
+            raise ValueError('it changes nothing without "static_int8" in `activations`')
+        return value
+
     @field_validator("bits_per_weight")
     @classmethod
     def _has_a_choice(cls, value: float | None, info: ValidationInfo) -> float | None:

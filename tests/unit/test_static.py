@@ -255,3 +255,11 @@ def test_formats_without_static_kernels_take_the_next_activations(model: Model, 
     assert records["classifier.weight"].format == "int4_g16"
     assert records["classifier.weight"].activation == "dynamic_int8"
     assert "classifier.weight" not in mixed.ranges
+
+
+@pytest.mark.parametrize("option", [{"ranges": "minmax"}, {"activation_budget": 0.1}])
+def test_options_of_static_activations_are_refused_without_them(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="static_int8"):
+        recipe(activations=["float"], **option)
+    stored = recipe(activations=["float"]).model_dump(mode="json")
+    assert Recipe.model_validate(stored).model_dump(mode="json") == stored
