@@ -24,7 +24,7 @@ SAMPLES = 32
 """Samples that costs are measured on: each runs forwards and, twice, backwards."""
 
 
-def _users(site: Site, kept: Mapping[str, str], source: Mapping[str, str]) -> list[str]:
+def _users(site: Site, kept: Sequence[str], source: Mapping[str, str]) -> list[str]:
     """The layers that are static and touch a site."""
     return [name for name in kept if name == site.layer or (site.output and source.get(name) == site.layer)]
 
@@ -37,14 +37,14 @@ def leave_out(
     The costliest sites go first, each with the layers that touch it, until what is left costs no more than the
     budget.
     """
-    kept = dict.fromkeys(candidates, "")
+    kept = list(candidates)
     left: dict[str, float] = {}
     # Ties in order of the model.
     for site in sorted(costs, key=lambda site: -costs[site]):
         if sum(cost for other, cost in costs.items() if _users(other, kept, source)) <= budget:
             break
         for name in _users(site, kept, source):
-            del kept[name]
+            kept.remove(name)
             left[name] = costs[site]
     return left
 
@@ -149,7 +149,7 @@ def with_static_activations(
     """The model with fixed grids for its activations, and what each weight has become.
 
     A layer that is left out takes the recipe's next activation format; where the target has none for its kind,
-    its weight stays float.
+    it stays float.
 
     Args:
         before: with its weights as they were before they were quantized.
@@ -170,7 +170,9 @@ def with_static_activations(
     module = copy.deepcopy(model.module)
     with torch.no_grad():
         for name in floats:
-            module.get_parameter(name).copy_(before.module.get_parameter(name))
+            # With its bias, which may have been corrected for the rounded weight.
+            own, original = (m.get_submodule(name.rpartition(".")[0]) for m in (module, before.module))
+            own.load_state_dict(original.state_dict())
         for name, tensor in raised.items():
             module.get_parameter(name).copy_(dequantize(tensor))
     quantized = {name: tensor for name, tensor in {**model.quantized, **raised}.items() if name not in floats}

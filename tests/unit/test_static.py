@@ -166,8 +166,10 @@ def test_a_budget_of_nothing_leaves_no_layer_static_and_says_what_it_would_cost(
 
 def test_a_kind_that_has_only_static_kernels_goes_back_to_the_prepared_float_weight(model: Model) -> None:
     phone = load_target("android-arm64-executorch")
-    made, records = compress(model, phone, activation_budget=0)
+    made, records = compress(model, phone, activation_budget=0, correct_bias=True)
     assert records["depthwise.weight"].format == "float"
+    assert torch.equal(made.module.get_parameter("depthwise.bias"), model.module.get_parameter("depthwise.bias"))
+    assert not torch.equal(made.module.get_parameter("project.bias"), model.module.get_parameter("project.bias"))
     assert records["depthwise.weight"].method == ""
     assert "nothing else" in records["depthwise.weight"].reason
     assert "depthwise.weight" not in made.quantized
