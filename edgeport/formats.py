@@ -22,8 +22,8 @@ from edgeport.errors import BadInputError
 LayerKind = Literal["linear", "embedding", "conv", "depthwise_conv"]
 LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "conv", "depthwise_conv")
 
-ActivationFormat = Literal["float", "dynamic_int8"]
-ACTIVATION_FORMATS: tuple[ActivationFormat, ...] = ("float", "dynamic_int8")
+ActivationFormat = Literal["float", "dynamic_int8", "static_int8"]
+ACTIVATION_FORMATS: tuple[ActivationFormat, ...] = ("float", "dynamic_int8", "static_int8")
 
 Scheme = Literal["float", "int", "uint", "lut"]
 

@@ -211,6 +211,9 @@ class Job:
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
         tuned = self.request.recipe.calibration.model_dump() if self.request.recipe.calibrates else None
         values = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        if any(item.activation == "static_int8" for item in self.assignments):
+            # What a layer becomes that is left out, and whether layers give integers, is the target's to say.
+            values["activations"] = self.request.target.activations.model_dump()
         return stage_key("compress", values)
 
     @cached_property
@@ -247,7 +250,7 @@ class Job:
     @property
     def baseline_model(self) -> Model:
         """The model as the baseline is lowered: without its compressed forms, if it came with any."""
-        return replace(self.model, quantized={}, activations={})
+        return replace(self.model, quantized={}, activations={}, ranges={})
 
     @property
     def baseline_settings(self) -> LoweringSettings:

@@ -19,6 +19,8 @@ from edgeport.schema import Strict, read_toml
 
 RECIPES = PACKAGE / "recipes"
 
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+
 
 class Quantize(Strict):
     """What every method that quantizes weights is told.
@@ -33,6 +35,20 @@ class Quantize(Strict):
     depthwise_conv: tuple[str, ...] = ("float",)
     activations: tuple[ActivationFormat, ...] = Field(
         default=("float",), description="preferred activation formats of quantized layers, best first"
+    )
+    ranges: RangeMethod = Field(
+        default="mse", description="how static_int8 chooses a grid from the values seen over the calibration data"
+    )
+    activation_budget: float = Field(
+        default=0.005,
+        ge=0,
+        description="what static_int8 may cost the model: divergence in nats a sample, or half the squared relative "
+        "error of outputs that are no logits; the tensors that cost most are left out until the rest fits",
+    )
+    correct_bias: bool = Field(
+        default=False,
+        description="subtract from each bias what rounding the weights adds to the layer's mean output; needs "
+        "calibration data, and helps convolutions most",
     )
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of weight names to leave alone")
     bits_per_weight: float | None = Field(
@@ -57,6 +73,15 @@ class Quantize(Strict):
                 WeightFormat.parse(name)
             except BadInputError as error:
                 raise ValueError(f"{error.what} It takes {error.allowed}") from error
+        return value
+
+    @field_validator("ranges", "activation_budget")
+    @classmethod
+    def _is_about_static_activations(cls, value: object, info: ValidationInfo) -> object:
+        # Recipes that were stored in full name the defaults, too.
+        default = cls.model_fields[info.field_name or ""].default
+        if value != default and "static_int8" not in info.data.get("activations", ()):
+            raise ValueError('it changes nothing without "static_int8" in `activations`')
         return value
 
     @field_validator("bits_per_weight")
@@ -226,8 +251,11 @@ class Recipe(Strict):
     @property
     def calibrates(self) -> bool:
         """A step needs real inputs."""
-        mixed = self.quantize is not None and self.quantize.bits_per_weight is not None
-        return mixed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
+        step = self.quantize
+        needed = step is not None and (
+            step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
+        )
+        return needed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
 
     @field_validator("compress")
     @classmethod

@@ -49,6 +49,9 @@ class Activations(Strict):
     conv: tuple[ActivationFormat, ...]
     depthwise_conv: tuple[ActivationFormat, ...]
     embedding: tuple[ActivationFormat, ...] = ("float",)
+    static_outputs: tuple[LayerKind, ...] = Field(
+        default=("conv", "depthwise_conv"), description="kinds whose static_int8 kernels give int8 as well as read it"
+    )
 
 
 class ScaleStorage(Strict):

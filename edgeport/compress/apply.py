@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgeport.compress.assign import Assignment, assign
+from edgeport.compress.bias import correct_biases
 from edgeport.compress.calibrate import as_tensors, calibration_samples
 from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.lines import weight_line
@@ -21,6 +22,7 @@ from edgeport.compress.quantize.qat import fine_tune
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sequential import Report, quantize_in_sequence
+from edgeport.compress.static import with_static_activations
 from edgeport.compress.statistics import Moments, output_error
 from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
@@ -118,7 +120,7 @@ def record_layers(
                 activation=item.activation,
                 bytes_before=weight.numel() * 4,
                 bytes_after=weight.numel() * 4 if tensor is None else tensor.storage_bytes(),
-                method=note.method,
+                method="" if tensor is None else note.method,
                 relative_error=error,
                 output_error=note.output_error,
                 tied=item.tied,
@@ -250,4 +252,10 @@ def apply_recipe(
     made = set_weights(model, {name: tensor for name, (tensor, _) in finished.items()}, assignments)
     if recipe.tune is not None and finished:
         made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
+    if step.correct_bias:
+        made = correct_biases(made, model, inputs)
+    static = sum(item.activation == "static_int8" for item in assignments)
+    if static:
+        made, assignments = with_static_activations(made, model, assignments, step, target, inputs)
+        say(f"static int8 activations: {len(made.ranges)} layers, {static - len(made.ranges)} left out")
     return made, record_layers(model, assignments, dict(made.quantized), notes, table)

@@ -20,6 +20,9 @@ from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
 from edgeport.recipe import Quantize, Recipe
 from edgeport.target import Target
 
+OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
+"""What layers take that are kept from static activations, when the recipe names nothing else, best first."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -102,7 +105,20 @@ def candidates(
             allowed=f"{kinds[0]} weights in {', '.join(offered)}",
             next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
         )
-    return tuple(f for f in taken if WeightFormat.parse(f).fits(*shape)) or ("float",)
+    fitting = [f for f in taken if WeightFormat.parse(f).fits(*shape)]
+    return tuple(f for f in fitting if _runs(step, target, kinds, f)) or tuple(fitting) or ("float",)
+
+
+def _runs(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], weight_format: str) -> bool:
+    """The target has kernels for a format beside activations that the recipe allows."""
+    multiplying = [kind for kind in kinds if kind != "embedding"]
+    if weight_format == "float" or not multiplying:
+        return True
+    offered = target.activation_formats(multiplying[0])
+    wanted = set(step.activations) | (set(OTHERS) if "static_int8" in step.activations else set())
+    if weight_format != "int8":
+        wanted.discard("static_int8")
+    return bool(wanted & set(offered))
 
 
 def reassigned(item: Assignment, name: str, target: Target) -> Assignment:
@@ -117,15 +133,27 @@ def reassigned(item: Assignment, name: str, target: Target) -> Assignment:
     )
 
 
-def _activation(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], name: str) -> ActivationFormat:
+def _activation(
+    step: Quantize,
+    target: Target,
+    kinds: tuple[LayerKind, ...],
+    name: str,
+    *,
+    static: bool,
+) -> ActivationFormat:
+    """The first format of the recipe that the target offers. `static`: the layer can have static activations."""
     multiplying = [kind for kind in kinds if kind != "embedding"]
     if not multiplying:
         return "float"
     kind = multiplying[0]
     offered = target.activation_formats(kind)
     for wanted in step.activations:
-        if wanted in offered:
+        if wanted in offered and (static or wanted != "static_int8"):
             return wanted
+    if "static_int8" in step.activations:
+        for other in OTHERS:
+            if other in offered:
+                return other
     raise TargetRefusesError(
         f"The target {target.name!r} can't run quantized {kind} layers "
         f"with {' or '.join(step.activations)} activations.",
@@ -133,6 +161,19 @@ def _activation(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], na
         allowed=f"activations in {', '.join(offered) or 'none: leave this layer kind float'}",
         next_step="Change `activations` in the recipe, or choose another target.",
     )
+
+
+def fallback_activation(item: Assignment, step: Quantize, target: Target, reason: str) -> Assignment:
+    """A layer that is kept from static activations: the next format of the recipe, or a float weight.
+
+    Args:
+        reason: why it is kept from them.
+    """
+    offered = target.activation_formats(item.kinds[0])
+    for wanted in (*step.activations, *OTHERS):
+        if wanted != "static_int8" and wanted in offered:
+            return replace(item, activation=wanted, reason=reason)
+    return replace(reassigned(item, "float", target), reason=f"{reason}, and the target has nothing else for its kind")
 
 
 def _scale_dtype(target: Target, weight_format: WeightFormat) -> ScaleDtype:
@@ -207,7 +248,9 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
                     reason = f"the target takes no integer {kinds[0]} weights"
         weight_format = WeightFormat.parse(format_name)
         if weight_format.quantized and step is not None:
-            activation = _activation(step, target, kinds, name)
+            # Ranges belong to one layer, and static kernels multiply weights with one scale a channel.
+            static = len(names) == 1 and weight_format.name == "int8"
+            activation = _activation(step, target, kinds, name, static=static)
         result.append(
             Assignment(
                 name=name,
@@ -253,7 +296,7 @@ def assign_compressed(
         activation: ActivationFormat = "float"
         if name in model.quantized and step is not None:
             _check_scales(model.quantized[name], scale_dtype, name, target)
-            activation = _activation(step, target, kinds, name)
+            activation = _activation(step, target, kinds, name, static=name in model.ranges)
         result.append(
             Assignment(
                 name=name,

@@ -93,6 +93,7 @@ def write_compressed(folder: Path, contents: Compressed) -> Record:
             name: form_of(tensor, formats[name]).model_dump(mode="json") for name, tensor in model.quantized.items()
         },
         activations=dict(model.activations),
+        ranges=dict(model.ranges),
         tied=tied_names(model.module),
         added=tuple(name for name, _ in model.module.named_parameters() if name not in original),
         layers=tuple(json.loads(_LAYERS.dump_json(contents.layers))),

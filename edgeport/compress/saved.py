@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from edgeport.activations import LayerRange
 from edgeport.compress.apply import LayerRecord, set_weights
 from edgeport.compress.assign import Assignment
 from edgeport.compress.parts import form_of, read_tensor, tensors_of
@@ -20,6 +21,7 @@ from edgeport.data.samples import SampleRecord
 from edgeport.model.types import Model
 from edgeport.storage import canonical_json
 
+RANGES: TypeAdapter[dict[str, LayerRange]] = TypeAdapter(dict[str, LayerRange])
 WEIGHTS = "quantized.safetensors"
 LAYERS = "layers.json"
 RECORDS: TypeAdapter[tuple[LayerRecord, ...]] = TypeAdapter(tuple[LayerRecord, ...])
@@ -43,7 +45,7 @@ def save_compressed(
     calibration: SampleRecord | None = None,
 ) -> None:
     """Write what makes `model` of the original into a folder: quantized weights, float weights that preparation
-    changed, layer records, and what the weights were tuned on."""
+    changed, activation formats and ranges, layer records, and what the weights were tuned on."""
     tensors = {f"{name}.float": value for name, value in _prepared(original, model).items()}
     forms: dict[str, dict[str, Any]] = {}
     for name, tensor in model.quantized.items():
@@ -51,8 +53,14 @@ def save_compressed(
         forms[name] = form_of(tensor)
     save_file(tensors, folder / WEIGHTS)
     tuned = None if calibration is None else asdict(calibration)
-    text = canonical_json({"forms": forms, "layers": [asdict(record) for record in records], "calibration": tuned})
-    (folder / LAYERS).write_text(text)
+    record = {
+        "forms": forms,
+        "activations": dict(model.activations),
+        "ranges": {name: asdict(found) for name, found in model.ranges.items()},
+        "layers": [asdict(record) for record in records],
+        "calibration": tuned,
+    }
+    (folder / LAYERS).write_text(canonical_json(record))
 
 
 def load_calibration(folder: Path) -> SampleRecord | None:
@@ -68,7 +76,8 @@ def load_records(folder: Path) -> tuple[LayerRecord, ...]:
 
 def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, ...]) -> Model:
     """The uncompressed model with the saved quantized weights in place."""
-    forms = json.loads((folder / LAYERS).read_text())["forms"]
+    record = json.loads((folder / LAYERS).read_text())
+    forms = record["forms"]
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         prepared = [name for name in file.keys() if name.endswith(".float")]  # noqa: SIM118  # no mapping
         floats = {name.removesuffix(".float"): file.get_tensor(name) for name in prepared}
@@ -79,4 +88,6 @@ def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, .
         with torch.no_grad():
             for name, value in floats.items():
                 parameters[name].copy_(value)
-    return set_weights(model, quantized, assignments)
+    made = set_weights(model, quantized, assignments)
+    # Static activations are given up where they cost too much, which the assignments don't know.
+    return replace(made, activations=record["activations"], ranges=RANGES.validate_python(record["ranges"]))

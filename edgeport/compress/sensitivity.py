@@ -55,7 +55,7 @@ class Sensitivity:
         return 0.5 * float(((change @ self.second).mul_(change).sum(1) * self.energy).sum())
 
 
-def _objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -> torch.Tensor:
+def objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -> torch.Tensor:
     """A scalar whose squared gradient is the Fisher information of the outputs."""
     total = torch.zeros(())
     for name, value in select_outputs(result, outputs).items():
@@ -109,7 +109,7 @@ def measure_sensitivity(
     try:
         with observed(layers) as moments, torch.enable_grad():
             for sample in inputs:
-                _objective(call(module, sample), outputs, generator).backward()  # type: ignore[no-untyped-call]
+                objective(call(module, sample), outputs, generator).backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()

@@ -77,7 +77,8 @@ def restate(
         for layer in layers
     )
     activations = {name: item.activation for name, item in found.items()}
-    return replace(model, quantized=quantized, activations=activations), records
+    ranges = {name: known for name, known in model.ranges.items() if activations.get(name) == "static_int8"}
+    return replace(model, quantized=quantized, activations=activations, ranges=ranges), records
 
 
 def check_stored_inputs(model: Model, reference: Path, sequences: Collection[int]) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from edgeport.activations import LayerRange
 from edgeport.errors import BadInputError, first_line
 from edgeport.formats import ActivationFormat
 from edgeport.model.types import Model, Source
@@ -58,6 +59,7 @@ class Record(Strict):
         target: the target whose grids were used; None for the portable ones (edgeport.compress.portable).
         forms: how each compressed weight is stored (edgeport.model.packed.Form), by its parameter's first name.
         activations: activation format of each compressed weight's layer where the target has a choice.
+        ranges: grids of the layers whose activations are static_int8.
         tied: the names of each parameter that has several, first name first.
         added: biases that preparation passes gave to layers which the config makes without.
         layers, calibration: what happened to each layer and what methods were tuned on (edgeport.compress).
@@ -74,6 +76,7 @@ class Record(Strict):
     target: str | None
     forms: dict[str, dict[str, Any]]
     activations: dict[str, ActivationFormat]
+    ranges: dict[str, LayerRange] = Field(default_factory=dict)
     tied: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...]
     added: tuple[str, ...]
     layers: tuple[dict[str, Any], ...]
@@ -178,7 +181,12 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
     unknown = set(record.activations) ^ set(quantized)
     if unknown:
         raise BadInputError("The record's activations don't fit its forms.", where=f"{folder / RECORD}: {min(unknown)}")
-    return replace(model, quantized=quantized, activations=dict(record.activations))
+    unknown = {name for name, found in record.activations.items() if found == "static_int8"} ^ set(record.ranges)
+    if unknown:
+        raise BadInputError(
+            "The record's ranges don't fit its activations.", where=f"{folder / RECORD}: {min(unknown)}"
+        )
+    return replace(model, quantized=quantized, activations=dict(record.activations), ranges=dict(record.ranges))
 
 
 def _source(folder: Path, record: Record) -> Source:

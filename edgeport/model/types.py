@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from edgeport.activations import LayerRange
     from edgeport.formats import ActivationFormat
     from edgeport.quantized import QuantizedTensor
 
@@ -150,6 +151,8 @@ class Model:
         quantized: weights that were compressed, by parameter name; the module holds their dequantised values.
         activations: activation format of each quantized layer, by parameter name.
         decoder: set when the model is to be lowered with a cache of keys and values (`edgeport.model.decoder`).
+        ranges: grids of the layers whose activations are static_int8, by parameter name. The module does not round
+            to them by itself: `edgeport.activations.round_layers` makes it.
     """
 
     name: str
@@ -167,3 +170,4 @@ class Model:
     quantized: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     activations: Mapping[str, ActivationFormat] = field(default_factory=dict)
     decoder: Decoder | None = None
+    ranges: Mapping[str, LayerRange] = field(default_factory=dict)

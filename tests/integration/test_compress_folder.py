@@ -22,6 +22,7 @@ from edgeport.cli.main import main
 from edgeport.compress import apply_recipe
 from edgeport.compress.folder import Compressed, calibration_record, layer_records, write_compressed
 from edgeport.compress.portable import portable_target
+from edgeport.compress.stored import open_for_target
 from edgeport.compression import CompressRequest, compress, plan
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact
@@ -275,6 +276,40 @@ def test_ties_and_biases_that_a_pass_changed_come_back(
         assert torch.equal(found(**original.example).logits, model.module(**original.example).logits)
 
 
+def test_fixed_grids_of_activations_come_back_where_the_target_takes_them(
+    tiny_model: Callable[[str], Path], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    original = load_model(str(tiny_model("bert")))
+    recipe = Recipe.model_validate(
+        {
+            "name": "static",
+            "summary": "t",
+            "compress": [
+                {"method": "rtn", "linear": "int8", "activations": ["static_int8", "float"], "activation_budget": 100}
+            ],
+            "gate": {},
+        }
+    )
+    model, layers = apply_recipe(original, recipe, portable_target(recipe))
+    assert model.ranges
+    out = tmp_path / "folder"
+    out.mkdir()
+    write_compressed(out, Compressed(original, model, recipe, None, layers, None, folder("bert") / "reference", {}))
+    found = load_model(str(out))
+    assert found.ranges == model.ranges
+    there, _, _ = open_for_target(found, out, recipe, load_target(ORT))
+    assert there.ranges == model.ranges
+    # Core ML has no such kernels: the layer's next format is taken, and the grids stay behind.
+    elsewhere, _, _ = open_for_target(found, out, recipe, load_target("ios18-coreml"))
+    assert elsewhere.ranges == {}
+    assert set(elsewhere.activations.values()) == {"float"}
+    record = json.loads((out / RECORD).read_text())
+    del record["ranges"][next(iter(record["ranges"]))]
+    (out / RECORD).write_text(json.dumps(record))
+    with pytest.raises(BadInputError, match="ranges don't fit"):
+        load_model(str(out))
+
+
 class _Sabotage:
     """A watcher that takes a file of the model away when the folder is about to be written."""
 
@@ -336,10 +371,10 @@ def test_a_target_that_lacks_the_format_is_refused(folder: Callable[..., Path], 
     wanted = ExportRequest(
         str(folder("mobilenet")), load_target("android-arm64-executorch"), tiny_recipe("int8"), tmp_path / "out"
     )
-    with pytest.raises(TargetRefusesError, match="takes no depthwise_conv weights in int8") as caught:
+    # Its depthwise kernels are static ones, and the folder has no ranges for activations.
+    with pytest.raises(TargetRefusesError, match="can't run quantized depthwise_conv layers") as caught:
         plan_export(wanted)
-    assert "float" in (caught.value.allowed or "")
-    assert "edgeport compress --target android-arm64-executorch" in (caught.value.next_step or "")
+    assert "static_int8" in (caught.value.allowed or "")
 
 
 def test_shapes_that_the_stored_inputs_lack_are_refused(folder: Callable[..., Path], tmp_path: Path) -> None:

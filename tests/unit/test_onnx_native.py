@@ -56,7 +56,7 @@ def write_and_run(
     folder: Path, program: ir.Model, tensor: QuantizedTensor, activation: str, x: np.ndarray
 ) -> tuple[np.ndarray, QuantizedTensor, int]:
     """The output, the weight as the file has it, and the file's size."""
-    stored = write_weights(program, {"layer.weight": tensor}, {"layer.weight": activation})  # type: ignore[dict-item]
+    stored = write_weights(program, {"layer.weight": tensor}, {"layer.weight": activation}, {})  # type: ignore[dict-item]
     ir.save(program, folder / "m.onnx")
     result = onnxruntime.InferenceSession(folder / "m.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": x})
     artifact = Artifact("onnxruntime", "cpu", folder, "m.onnx", (), (), stored)

@@ -50,11 +50,20 @@ def _check_formats(model: Model) -> None:
                 where=f"layer {name}",
                 allowed="symmetric 8-bit weights per channel, or 4-bit weights in groups of a multiple of 32",
             )
-        if tensor.codes.dim() > 2 and tensor.codes.shape[1] == 1:
+        ranges = model.ranges.get(name)
+        if tensor.codes.dim() > 2 and tensor.codes.shape[1] == 1 and ranges is None:
             raise TargetRefusesError(
-                "XNNPACK takes integer weights in full convolutions only, and this one reads one channel a group.",
+                "XNNPACK takes integer weights in full convolutions only when activations are quantized on the fly, "
+                "and this one reads one channel a group.",
                 where=f"layer {name}",
-                next_step="Leave the layer uncompressed with the recipe's `exclude`.",
+                allowed="static_int8 activations",
+                next_step="Choose the recipe int8-static, or leave the layer uncompressed with `exclude`.",
+            )
+        if ranges is not None and ranges.output is None:
+            raise TargetRefusesError(
+                "XNNPACK's kernels for static activations give integers, and the layer has no range for its output.",
+                where=f"layer {name}",
+                next_step="Compress the original for this target.",
             )
 
 

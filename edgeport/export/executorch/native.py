@@ -5,8 +5,9 @@ nothing else; every `linear`, `conv` and `embedding` that meets it is written in
 that XNNPACK and the runtime recognise:
 
 - linear and conv: activations quantized on the fly to int8 (asymmetric; per row for linear, per sample for
-  conv), weights dequantised per channel or per group right before the product. Weights beside float
-  activations are never written: XNNPACK computes nonsense from them (measured, executorch 1.4.1).
+  conv), or on grids fixed beforehand, before the product and behind it; weights dequantised per channel or per
+  group right before the product. Weights beside float activations are never written: XNNPACK computes nonsense
+  from them (measured, executorch 1.4.1).
 - embedding: `embedding_byte` and `embedding_4bit`, kernels of the runtime itself.
 
 Standing in for the parameter rather than for the layer keeps every module of the model as it is, also
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from edgeport.activations import HIGHEST, LOWEST, ActivationGrid, LayerRange
 from edgeport.errors import TargetRefusesError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor
@@ -41,6 +43,7 @@ class NativeWeight(torch.Tensor):
         bits, group_size: as in `QuantizedTensor`; group_size 0 means a whole channel.
         swapped: `table` holds every pair of columns the other way round (see `pack_table`).
         layer: the parameter's name, for error messages.
+        ranges: grids of the layer's activations, or None where they are quantized on the fly.
     """
 
     codes: torch.Tensor
@@ -51,6 +54,7 @@ class NativeWeight(torch.Tensor):
     group_size: int
     swapped: bool
     layer: str
+    ranges: LayerRange | None
 
     @staticmethod
     def __new__(
@@ -63,11 +67,13 @@ class NativeWeight(torch.Tensor):
         group_size: int,
         swapped: bool,
         layer: str,
+        ranges: LayerRange | None,
     ) -> NativeWeight:
         """Wrap the tensors; nothing is copied."""
         self = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32, device=codes.device)
         self.codes, self.table, self.scale, self.zero = codes, table, scale, zero
         self.bits, self.group_size, self.swapped, self.layer = bits, group_size, swapped, layer
+        self.ranges = ranges
         return self
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
@@ -126,7 +132,7 @@ class NativeWeight(torch.Tensor):
 
 
 _INNER = ("codes", "table", "scale", "zero")
-_REST = ("bits", "group_size", "swapped", "layer")
+_REST = ("bits", "group_size", "swapped", "layer", "ranges")
 _COPIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.clone.default)
 
 
@@ -165,8 +171,30 @@ def quantize_tensor(x: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def round_fixed(x: torch.Tensor, grid: ActivationGrid) -> torch.Tensor:
+    """Round activations to int8 and back, on a grid fixed beforehand."""
+    codes = ops.quantize_per_tensor.default(x, grid.scale, grid.zero_point, LOWEST, HIGHEST, torch.int8)
+    values: torch.Tensor = ops.dequantize_per_tensor.default(
+        codes, grid.scale, grid.zero_point, LOWEST, HIGHEST, torch.int8
+    )
+    return values
+
+
+def _around(
+    x: torch.Tensor,
+    weight: NativeWeight,
+    on_the_fly: Callable[[torch.Tensor], torch.Tensor],
+    product: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """A product between the roundings of its layer."""
+    if weight.ranges is None:
+        return product(on_the_fly(x))
+    result = product(round_fixed(x, weight.ranges.input))
+    return result if weight.ranges.output is None else round_fixed(result, weight.ranges.output)
+
+
 def _linear(x: torch.Tensor, weight: NativeWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return F.linear(quantize_rows(x), _beside_product(weight), bias)
+    return _around(x, weight, quantize_rows, lambda rounded: F.linear(rounded, _beside_product(weight), bias))
 
 
 def _embedding(indices: torch.Tensor, weight: NativeWeight, *_args: Any, **_kwargs: Any) -> torch.Tensor:
@@ -188,7 +216,12 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    return F.conv2d(quantize_tensor(x), _beside_product(weight), bias, stride, padding, dilation, groups)
+    return _around(
+        x,
+        weight,
+        quantize_tensor,
+        lambda rounded: F.conv2d(rounded, _beside_product(weight), bias, stride, padding, dilation, groups),
+    )
 
 
 def _conv1d(
@@ -202,16 +235,13 @@ def _conv1d(
 ) -> torch.Tensor:
     """XNNPACK quantizes activations of 2-D convolutions only: a 1-D one runs as 2-D with height 1."""
     wide = padding if isinstance(padding, str) else (0, _single(padding))
-    result: torch.Tensor = F.conv2d(
-        quantize_tensor(x.unsqueeze(2)),
-        _beside_product(weight),
-        bias,
-        (1, _single(stride)),
-        wide,
-        (1, _single(dilation)),
-        groups,
-    )
-    return result.squeeze(2)
+    strides, dilations = (1, _single(stride)), (1, _single(dilation))
+    return _around(
+        x.unsqueeze(2),
+        weight,
+        quantize_tensor,
+        lambda rounded: F.conv2d(rounded, _beside_product(weight), bias, strides, wide, dilations, groups),
+    ).squeeze(2)
 
 
 def _single(value: Any) -> int:
@@ -240,11 +270,14 @@ def pack_table(codes: torch.Tensor, *, swapped: bool = False) -> torch.Tensor:
     return odd << 4 | even if swapped else even << 4 | odd
 
 
-def native_weight(name: str, tensor: QuantizedTensor, *, tied: bool = False) -> NativeWeight:
+def native_weight(
+    name: str, tensor: QuantizedTensor, *, tied: bool = False, ranges: LayerRange | None = None
+) -> NativeWeight:
     """The logical form of a weight as a NativeWeight, without copying the codes.
 
     Args:
         tied: the weight serves an embedding and a Linear.
+        ranges: of the layer's activations where they are static.
     """
     group_size = tensor.group_size if tensor.bits == 4 else 0
     # In order: XNNPACK's serializer writes a tensor's memory as it lies, whatever its strides say.
@@ -255,7 +288,7 @@ def native_weight(name: str, tensor: QuantizedTensor, *, tied: bool = False) -> 
         table = tensor.codes.unsqueeze(2)
     elif tensor.bits == 4 and tensor.codes.dim() == 2:
         table, swapped = pack_table(tensor.codes, swapped=tied), tied
-    return NativeWeight(tensor.codes.contiguous(), table, scale, zero, tensor.bits, group_size, swapped, name)
+    return NativeWeight(tensor.codes.contiguous(), table, scale, zero, tensor.bits, group_size, swapped, name, ranges)
 
 
 def share_structure(module: torch.nn.Module, replacements: Mapping[int, torch.nn.Parameter]) -> torch.nn.Module:
@@ -282,6 +315,6 @@ def with_native_weights(model: Model) -> torch.nn.Module:
     replacements = {}
     for name, tensor in model.quantized.items():
         key = id(parameters[name])
-        weight = native_weight(name, tensor, tied=len(kinds.get(key, ())) > 1)
+        weight = native_weight(name, tensor, tied=len(kinds.get(key, ())) > 1, ranges=model.ranges.get(name))
         replacements[key] = torch.nn.Parameter(weight, requires_grad=False)
     return share_structure(model.module, replacements)

@@ -19,6 +19,7 @@ from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import muted, quiet
 from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling
+from edgeport.export.executorch.roundings import simplify_roundings
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Axis, Model
 
@@ -157,4 +158,5 @@ def export_program(model: Model, settings: LoweringSettings) -> torch.export.Exp
     if shapes is not None:
         _check_dynamic(program, model)
     complete_pooling(program)
+    simplify_roundings(program)
     return program

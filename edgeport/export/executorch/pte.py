@@ -27,8 +27,8 @@ EMBEDDINGS = {"quantized_decomposed::embedding_byte": 8, "quantized_decomposed::
 QUANTIZED_TYPES = {"xnn_datatype_qcint8": 8, "xnn_datatype_qbint4": 4}
 """XNNPACK's types of quantized weights, and the width of their codes."""
 
-DYNAMIC_INT8 = "xnn_datatype_qdint8"
-"""XNNPACK's type of activations that are quantized on the fly."""
+INT8_ACTIVATIONS = ("xnn_datatype_qdint8", "xnn_datatype_qint8")
+"""XNNPACK's types of activations that are quantized on the fly, and on fixed grids."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,10 @@ def unpack_nibbles(data: bytes, rows: int, *, even_is_high: bool) -> torch.Tenso
 
 
 def _xnnpack_weight(payload: XnnpackPayload, value: Mapping[str, Any]) -> QuantizedTensor | None:
-    """The quantized weight that one XNNPACK value holds, or None. Convolution kernels come as (N, C, H, W)."""
+    """The quantized weight that one XNNPACK value holds, or None. Convolution kernels come as (N, C, H, W).
+
+    They are stored as (N, H, W, C), those of depthwise convolutions as (1, H, W, N) with a scale for each of the last.
+    """
     tensor, params = value["tensor_value"], value.get("quant_params")
     bits = QUANTIZED_TYPES.get(tensor["datatype"])
     if bits is None or not tensor["constant_buffer_idx"] or params is None:
@@ -138,11 +141,12 @@ def _xnnpack_weight(payload: XnnpackPayload, value: Mapping[str, Any]) -> Quanti
         codes = unpack_nibbles(data, dims[0], even_is_high=False)
     else:
         codes = torch.from_numpy(np.frombuffer(data, np.int8).copy()).reshape(dims)
+    depthwise = len(dims) == 4 and params.get("channel_dim", 0) == 3
     if len(dims) == 4:
-        codes = codes.permute(0, 3, 1, 2).contiguous()
+        codes = codes.permute((3, 0, 1, 2) if depthwise else (0, 3, 1, 2)).contiguous()
     dtype = "bfloat16" if bits == 4 else "float32"
-    scale = _scales(payload.constant(params["scale_buffer_idx"]), dtype, dims[0])
-    columns = codes.numel() // dims[0]
+    scale = _scales(payload.constant(params["scale_buffer_idx"]), dtype, codes.shape[0])
+    columns = codes.numel() // codes.shape[0]
     return QuantizedTensor(
         codes, scale, None, bits, columns // scale.shape[1], scale_dtype="bfloat16" if bits == 4 else "float32"
     )
@@ -219,6 +223,6 @@ def products_with_float_activations(file: Any) -> list[str]:
         }
         for entry in payload.graph["xnodes"]:
             node = entry["xnode_union"]
-            if types.get(node.get("filter_id")) in QUANTIZED_TYPES and types[node["input1_id"]] != DYNAMIC_INT8:
+            if types.get(node.get("filter_id")) in QUANTIZED_TYPES and types[node["input1_id"]] not in INT8_ACTIVATIONS:
                 wrong.append(f"xnnpack/{number}/{node['filter_id']}")
     return wrong

@@ -23,7 +23,7 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 PLAIN = {"Add", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "GlobalAveragePool", "Linear", "MaxPool", "Mul"}
-PLAIN |= {"Pad", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Weight"}
+PLAIN |= {"Pad", "Quantized", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Weight"}
 """What convolutional networks are made of: nothing in them can be fused into an operator for transformers."""
 
 

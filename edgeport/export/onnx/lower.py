@@ -60,7 +60,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         model = file_model(model)
     fuse(program, decoder=decoder is not None)
     floats = list(program.graph.initializers)
-    stored = write_weights(program, model.quantized, model.activations)
+    stored = write_weights(program, model.quantized, model.activations, model.ranges)
     stored = join_projections(program, stored)
     halves = store_float16(program, floats) if settings.precision == "fp16" else 0
     finish(program, model)

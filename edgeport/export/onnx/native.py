@@ -4,6 +4,7 @@
 format       used by               written as
 ============ ===================== ==============================================================
 int8         Linear, dynamic       codes (K, N) int8, scale (N,): integer arithmetic, see `dynamic.py`
+int8         Linear, conv, static  codes (K, N), or in the weight's own shape between rounded activations: `static.py`
 int8         Embedding             Gather of codes and of scales, Cast, Mul
 int8         anything else         codes in the weight's own shape: Cast, Mul
 (u)intB_gG   Linear, Embedding     packed codes: MatMulNBits, GatherBlockQuantized, see `blocks.py`
@@ -48,6 +49,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgeport.activations import LayerRange
 from edgeport.export.onnx.blocks import write_blocks
 from edgeport.export.onnx.canonical import weight_nodes
 from edgeport.export.onnx.dynamic import TokenQuantizer, write_int8_dynamic
@@ -61,6 +63,7 @@ from edgeport.export.onnx.graph import (
     linear_uses,
     scale_rows,
 )
+from edgeport.export.onnx.static import simplify_roundings, write_int8_static, write_roundings
 from edgeport.export.onnx.trace import PLACEHOLDERS
 from edgeport.formats import ActivationFormat
 from edgeport.quantized import QuantizedTensor
@@ -93,9 +96,15 @@ def _write_int8_float(writer: Writer, name: str, weight: ir.Value, tensor: Quant
 
 
 def write_weights(
-    program: ir.Model, quantized: Mapping[str, QuantizedTensor], activations: Mapping[str, ActivationFormat]
+    program: ir.Model,
+    quantized: Mapping[str, QuantizedTensor],
+    activations: Mapping[str, ActivationFormat],
+    ranges: Mapping[str, LayerRange],
 ) -> dict[str, str]:
     """Replace every placeholder of a canonical graph, in place.
+
+    Args:
+        ranges: of the layers whose activations are static.
 
     Returns:
         For each compressed weight in the graph, the name of the initializer that holds its codes.
@@ -107,12 +116,16 @@ def write_weights(
     writer = Writer(graph)
     quantizer = TokenQuantizer(writer)
     graph.opset_imports.setdefault(MICROSOFT, 1)
+    simplify_roundings(program)
+    write_roundings(writer, ranges)
     stored = {}
     for name, (marker,) in weight_nodes(graph).items():
         weight, tensor = marker.outputs[0], quantized[name]
         activation = activations.get(name, "float")
         if form_of(name, tensor).written == "blocks":
             write_blocks(writer, name, weight, tensor, activation)
+        elif activation == "static_int8":
+            write_int8_static(writer, name, weight, tensor, ranges[name])
         elif activation == "dynamic_int8" and linear_uses(weight):
             write_int8_dynamic(quantizer, name, weight, tensor)
         else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils import parametrize
 
+from edgeport.activations import ActivationGrid, round_layers
 from edgeport.errors import BadInputError, EdgeportError, TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.model.types import Axis, Model
@@ -50,6 +51,21 @@ class _Mark(torch.nn.Module):
         return marked
 
 
+def _mark_rounding(x: torch.Tensor, grid: ActivationGrid) -> torch.Tensor:
+    """`edgeport::Quantized` on the way to a static layer while an export is traced; any shape, any values."""
+    if not torch.compiler.is_exporting():
+        return x
+    marked: torch.Tensor = torch.onnx.ops.symbolic(
+        f"{PLACEHOLDERS}::Quantized",
+        (x,),
+        {"scale": grid.scale, "zero_point": grid.zero_point},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+    return marked
+
+
 class _Positional(torch.nn.Module):
     """The module with inputs by position and the named outputs as a tuple, as `torch.onnx.export` likes them."""
 
@@ -68,7 +84,8 @@ class _Positional(torch.nn.Module):
 
 
 def marked_copy(model: Model) -> torch.nn.Module:
-    """A copy of the module's structure, sharing its tensors, that marks each compressed weight wherever it is used."""
+    """A copy of the module's structure, sharing its tensors, that marks each compressed weight wherever it is used,
+    and each activation that is rounded to a grid."""
     tensors = [*model.module.parameters(), *model.module.buffers()]
     module = copy.deepcopy(model.module, memo={id(tensor): tensor for tensor in tensors})
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -78,6 +95,7 @@ def marked_copy(model: Model) -> torch.nn.Module:
             name = names.get(id(parameter))
             if name is not None:
                 parametrize.register_parametrization(layer, attribute, _Mark(name), unsafe=True)
+    round_layers(module, model.ranges, _mark_rounding)
     return module
 
 

@@ -99,6 +99,14 @@ def _from_integer_matmul(node: ir.Node, codes: np.ndarray) -> StoredWeight:
     return _logical(codes.T, node.inputs[3], bits=8, group_size=None)
 
 
+def _from_dequantize(node: ir.Node, codes: np.ndarray) -> StoredWeight:
+    """The codes between rounded activations: (N, ...) along axis 0, or a Linear's (K, N) along axis 1."""
+    if len(node.inputs) > 2 and _array(node.inputs[2], "zero point").any():
+        raise BadInputError("The file stores a zero point where a symmetric weight was written.", where=node.name)
+    axis = node.attributes.get_int("axis", 1)
+    return _logical(np.moveaxis(codes, axis, 0), node.inputs[1], bits=8, group_size=None)
+
+
 def _factor(value: ir.Value) -> ir.Value:
     """What a Cast's output is multiplied by, through the Gather and Unsqueeze of an embedding's scales."""
     for product, index in value.uses():
@@ -172,6 +180,7 @@ def _from_reshape(node: ir.Node, codes: np.ndarray) -> StoredWeight:
 # In order of preference: beside an integer matmul, a Gather only says that a tied embedding reads the same codes.
 _READERS: dict[tuple[str, int], Callable[[ir.Node, np.ndarray], StoredWeight]] = {
     ("MatMulIntegerToFloat", 1): _from_integer_matmul,
+    ("DequantizeLinear", 0): _from_dequantize,
     ("Cast", 0): _from_cast,
     ("Reshape", 0): _from_reshape,
     ("GatherBlockQuantized", 0): _from_blocks,
