@@ -3,13 +3,13 @@
 
     OMP_NUM_THREADS=1 python scripts/bench/llm.py out/lm-int4 out/lm-int8 --genai FOLDER [--docs docs/llm.md]
 
-Each of the first arguments is a bundle of `edgeport export`. FOLDER is what onnxruntime-genai's builder made of the same
-checkpoint (`python -m onnxruntime_genai.models.builder -i HF_FOLDER -o FOLDER -p int4 -e cpu`, version 0.18), run here by
-ONNX Runtime alone, its cache in one buffer as its own runtime has it. All files are called in turn in one process, one
-thread; what is compared is processor time, because other work on the machine does not count in it. "Products alone" are
-the file's own MatMulNBits, called as one graph; "of bandwidth" is the bytes of those weights a second, over what this
-core reads (the sum of an array far larger than its caches). Perplexity is that of the last 32 tokens of the texts of the
-parity slice, through the cache.
+Each of the first arguments is a bundle of `edgeport export`. FOLDER is what onnxruntime-genai's builder made of the
+same checkpoint (`python -m onnxruntime_genai.models.builder -i HF_FOLDER -o FOLDER -p int4 -e cpu`, version 0.18), run
+here by ONNX Runtime alone, its cache in one buffer as its own runtime has it. All files are called in turn in one
+process, one thread; what is compared is processor time, because other work on the machine does not count in it.
+"Products alone" are the file's own MatMulNBits, called as one graph; "of bandwidth" is the bytes of those weights a
+second, over what this core reads (the sum of an array far larger than its caches). Perplexity is that of the last 32
+tokens of the texts of the parity slice, through the cache.
 """
 
 from __future__ import annotations
