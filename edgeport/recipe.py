@@ -168,8 +168,21 @@ class Qat(Strict):
     seed: int = 0
 
 
+class Brecq(Strict):
+    """`method = "brecq"`: tune rounding and scales of one block after the other, so that each gives what it gave in the
+    float model. Works on what the quantizing step chose. Needs calibration data, a fifth of which only judges."""
+
+    method: Literal["brecq"]
+    steps: int = Field(default=100, ge=1, le=100_000, description="updates of each block")
+    batch: int = Field(default=4, ge=1, le=1024, description="inputs that each update looks at")
+    learning_rate: float = Field(
+        default=0.006, gt=0, le=10, description="how far an update moves a weight at most, in steps of its grid"
+    )
+    seed: int = 0
+
+
 Prepare = Awq | Smooth | Rotate
-Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Qat, Field(discriminator="method")]
+Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qat, Field(discriminator="method")]
 
 
 class Calibration(Strict):
@@ -244,6 +257,11 @@ class Recipe(Strict):
         return tuple(step for step in self.compress if isinstance(step, Prepare))
 
     @property
+    def reconstruct(self) -> Brecq | None:
+        """The tuning of one block after the other, if there is one."""
+        return next((step for step in self.compress if isinstance(step, Brecq)), None)
+
+    @property
     def tune(self) -> Qat | None:
         """The training after it, if there is one."""
         return next((step for step in self.compress if isinstance(step, Qat)), None)
@@ -255,18 +273,18 @@ class Recipe(Strict):
         needed = step is not None and (
             step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
         )
-        return needed or any(isinstance(step, Gptq | Awq | Smooth | Qat) for step in self.compress)
+        return needed or any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qat) for step in self.compress)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
-        order = [isinstance(step, Quantize) + 2 * isinstance(step, Qat) for step in value]
+        order = [isinstance(step, Quantize) + 2 * isinstance(step, Brecq) + 3 * isinstance(step, Qat) for step in value]
         if value and (1 not in order or order.index(1) < order.count(0)):
             raise ValueError("what prepares for quantizing comes before the step that quantizes")
-        if order != sorted(order) or order.count(2) > 1:
-            raise ValueError("qat comes once, after the step that quantizes")
+        if order != sorted(order) or max(order.count(2), order.count(3)) > 1:
+            raise ValueError("brecq and qat come once each, in this order after the step that quantizes")
         return value
 
 
@@ -315,6 +333,7 @@ def load_recipe(reference: str) -> Recipe:
 __all__ = [
     "LAYER_KINDS",
     "Awq",
+    "Brecq",
     "Budgets",
     "Calibration",
     "Gptq",

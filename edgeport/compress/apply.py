@@ -15,20 +15,21 @@ from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.lines import weight_line
 from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
+from edgeport.compress.quantize.brecq import reconstruct
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.hqq import quantize_hqq
 from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.qat import fine_tune
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
-from edgeport.compress.sequential import Report, quantize_in_sequence
+from edgeport.compress.sequential import QuantizedBlock, Report, Tune, quantize_in_sequence
 from edgeport.compress.static import with_static_activations
 from edgeport.compress.statistics import Moments, output_error
 from edgeport.data.samples import Samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, as_matrix, dequantize, digest
-from edgeport.recipe import Gptq, Hqq, Qat, Quantize, Recipe, RoundToNearest
+from edgeport.recipe import Brecq, Gptq, Hqq, Qat, Quantize, Recipe, RoundToNearest
 from edgeport.target import Target
 
 
@@ -188,6 +189,28 @@ def _fine_tune(
     return set_weights(model, tuned.quantized, assignments)
 
 
+def _tuning(
+    step: Brecq, inputs: Sequence[Mapping[str, torch.Tensor]], report: Callable[[int, int, float], None] | None
+) -> Tune:
+    """Block reconstruction as the sequential run calls it; the notes of the weights that it changed say so."""
+    masks = [sample.get("attention_mask") for sample in inputs]
+
+    def progress(done: int, loss: float) -> None:
+        if report is not None:
+            report(done, step.steps, loss)
+
+    def tune(block: QuantizedBlock) -> dict[str, Made]:
+        start = {name: tensor for name, (tensor, _) in block.made.items()}
+        found = reconstruct(block.forward, block.wanted, masks, start, block.weights, step, progress=progress)
+        made = dict(block.made)
+        for name, tensor in found.quantized.items():
+            if digest(tensor) != digest(start[name]):
+                made[name] = tensor, Note(f"{made[name][1].method}+brecq", None)
+        return made
+
+    return tune
+
+
 def apply_recipe(
     model: Model,
     recipe: Recipe,
@@ -205,7 +228,8 @@ def apply_recipe(
         calibration: real inputs for the methods that need them; None gets those that the recipe names.
         progress: called with (weights done, weights in all, the last one and the relative error of its output).
         log: called with one line a block where a method goes block by block, and one for each other step.
-        training: called with (steps done, steps in all, loss) where the recipe trains.
+        training: called with (steps done, steps in all, loss) where the recipe trains; for each block where it tunes
+            blocks.
         journal: where a method that goes block by block notes what it finished, to go on there.
 
     Raises:
@@ -237,9 +261,10 @@ def apply_recipe(
         return _quantize(step, item, weight, moments)
 
     finished: dict[str, Made] = {}
-    if isinstance(step, Gptq):
+    if isinstance(step, Gptq) or recipe.reconstruct is not None:
+        tune = None if recipe.reconstruct is None else _tuning(recipe.reconstruct, inputs, training)
         finished = quantize_in_sequence(
-            model.module, assignments, inputs, method, journal=journal, progress=progress, log=log
+            model.module, assignments, inputs, method, tune=tune, journal=journal, progress=progress, log=log
         )
     else:
         parameters = dict(model.module.named_parameters(remove_duplicate=False))

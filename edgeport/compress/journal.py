@@ -1,7 +1,8 @@
 """What a long calibration has done so far, on disk: a run that was killed goes on at the block where it was.
 
     done-CHAIN-BLOCK.safetensors   the weights that were finished with that block
-    hidden-CHAIN-BLOCK.safetensors the hidden states that it handed on, one a sample; only the last one stays
+    hidden-CHAIN-BLOCK.safetensors the hidden states that it handed on, one a sample, and where blocks are tuned those
+                                   of the float model; only the last one stays
     journal.json                   the last finished block, and what was noted about each weight
 
 `journal.json` is written last and under a temporary name first, so it never speaks of files that are not whole.
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from edgeport.quantized import QuantizedTensor
 from edgeport.storage import canonical_json, read_json, write_text
 
 JOURNAL = "journal.json"
+HIDDEN, FLOAT = "hidden.", "float."
+"""How the names of a file's hidden states begin."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ class Progressed:
         made: every finished weight, by name.
         position: chain and block that were finished last; None before the first.
         hidden: what that block handed on, for each sample.
+        float_hidden: the same of the float model; empty where nothing asks for it.
     """
 
     made: dict[str, Made] = field(default_factory=dict)
     position: tuple[int, int] | None = None
     hidden: list[torch.Tensor] = field(default_factory=list)
+    float_hidden: list[torch.Tensor] = field(default_factory=list)
 
 
 class Journal:
@@ -75,14 +81,24 @@ class Journal:
             with safe_open(self.folder / entry["file"], framework="pt") as file:
                 found.made[name] = (read_tensor(file, name, entry["form"]), Note(**entry["note"]))
         hidden = load_file(self.folder / record["hidden"])
-        found.hidden = [hidden[str(index)] for index in range(len(hidden))]
+        found.hidden, found.float_hidden = (
+            [hidden[f"{kind}{index}"] for index in range(sum(name.startswith(kind) for name in hidden))]
+            for kind in (HIDDEN, FLOAT)
+        )
         return found
 
-    def write(self, position: tuple[int, int], made: dict[str, Made], hidden: list[torch.Tensor]) -> None:
+    def write(
+        self,
+        position: tuple[int, int],
+        made: dict[str, Made],
+        hidden: list[torch.Tensor],
+        float_hidden: Sequence[torch.Tensor] = (),
+    ) -> None:
         """Note that a block is finished.
 
         Args:
             made: every weight finished so far.
+            hidden, float_hidden: see `Progressed`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         before = read_json(self.folder / JOURNAL) if (self.folder / JOURNAL).is_file() else {"made": {}, "hidden": None}
@@ -90,7 +106,12 @@ class Journal:
         fresh = {name: value for name, value in made.items() if name not in before["made"]}
         tensors = {key: part for name, (tensor, _) in fresh.items() for key, part in tensors_of(name, tensor).items()}
         save_file(tensors, self.folder / f"done-{place}")
-        save_file({str(i): state.contiguous() for i, state in enumerate(hidden)}, self.folder / f"hidden-{place}")
+        states = {
+            f"{kind}{index}": state.contiguous()
+            for kind, some in ((HIDDEN, hidden), (FLOAT, float_hidden))
+            for index, state in enumerate(some)
+        }
+        save_file(states, self.folder / f"hidden-{place}")
         entries = {
             name: {"file": f"done-{place}", "form": form_of(tensor), "note": asdict(note)}
             for name, (tensor, note) in fresh.items()

@@ -4,6 +4,9 @@ A block at a time: its layers' second moments are collected with its inputs as t
 its weights are quantized, it runs once more, and its outputs are the next block's inputs. So every sample runs
 through every block twice, whatever the depth, and what is kept is one hidden state a sample and the moments of
 one block. Layers outside of any chain of blocks take their moments from one forward of the model before.
+
+A block whose weights are quantized may be tuned as a whole before it runs once more. Then the float model's hidden
+states are kept beside the others, and say what the block should give.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from edgeport.compress.chain import call, find_chains, hidden_states
 from edgeport.compress.journal import Journal, Made, Progressed
 from edgeport.compress.lines import block_line, weight_line
 from edgeport.compress.statistics import Moments, observed
+from edgeport.errors import BadInputError
 from edgeport.quantized import dequantize
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]
@@ -28,6 +32,28 @@ Method = Callable[[Assignment, torch.Tensor, Moments | None], Made]
 """(what it becomes, the weight, what its inputs are; None without such vectors) -> the weight and a note about it."""
 Report = Callable[[int, int, str], None]
 """(weights done, weights in all, the one just done and its error)."""
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """A block whose weights were just quantized, and what it should give.
+
+    Attributes:
+        forward: (sample, the block's weights by full name) -> its output on that sample's inputs, as the blocks
+            before it make them; differentiable by the weights.
+        wanted: for each sample, what the float block gives in the float model.
+        made: its quantized weights, by name.
+        weights: what these were in float.
+    """
+
+    forward: Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]
+    wanted: list[torch.Tensor]
+    made: dict[str, Made]
+    weights: dict[str, torch.Tensor]
+
+
+Tune = Callable[[QuantizedBlock], dict[str, Made]]
+"""A block's weights after tuning, by name."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +98,7 @@ class _Run:
     def __init__(
         self, module: torch.nn.Module, assignments: Sequence[Assignment], method: Method, report: Report | None
     ) -> None:
-        self.module = copy.deepcopy(module).eval()
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.layers = dict(self.module.named_modules(remove_duplicate=False))
         self.method = method
         self.report = report
@@ -102,11 +128,43 @@ class _Run:
                 self.report(done, done + len(self.open), weight_line(name, self.done[name][1]))
 
     def put(self, name: str, made: Made) -> None:
-        """Take a finished weight into the module."""
-        del self.open[name]
+        """Take a finished weight into the module, also in the place of an earlier one."""
+        self.open.pop(name, None)
         self.done[name] = made
         with torch.no_grad():
             self.module.get_parameter(name).copy_(dequantize(made[0]))
+
+    def block(
+        self, name: str, original: torch.nn.Module, weights: Sequence[str], calls: list[_Call], taught: list[_Call]
+    ) -> QuantizedBlock:
+        """What tuning is given of a block.
+
+        Args:
+            original: the float module.
+            weights: the block's quantized ones, by name.
+            calls: the block's, a sample each.
+            taught: the next block's in the float model.
+        """
+        layer, prefix = self.layers[name], f"{name}."
+
+        def forward(index: int, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            inside = {weight.removeprefix(prefix): value for weight, value in values.items()}
+            one = calls[index]
+            output: torch.Tensor = hidden_states(torch.func.functional_call(layer, inside, one.arguments, one.named))
+            return output
+
+        return QuantizedBlock(
+            forward=forward,
+            wanted=[one.arguments[0] for one in taught],
+            made={weight: self.done[weight] for weight in weights},
+            weights={weight: original.get_parameter(weight).detach() for weight in weights},
+        )
+
+
+def _hand_on(block: torch.nn.Module, calls: list[_Call]) -> None:
+    """Turn the calls of a block into those of the block that follows, in place: no second list of hidden states."""
+    for place, one in enumerate(calls):
+        calls[place] = one.on(hidden_states(block(*one.arguments, **one.named)))
 
 
 def _first_open(before: Progressed, chain: int) -> int:
@@ -122,6 +180,7 @@ def quantize_in_sequence(
     inputs: Inputs,
     method: Method,
     *,
+    tune: Tune | None = None,
     journal: Journal | None = None,
     progress: Report | None = None,
     log: Callable[[str], None] | None = None,
@@ -131,12 +190,13 @@ def quantize_in_sequence(
     Args:
         module: the float module; it is not changed.
         inputs: calibration samples, as the module takes them, batch 1.
+        tune: what to do with a block whose weights are quantized, before it runs once more.
         journal: where finished blocks are noted, and taken from when a run was cut short.
         progress: called after every weight.
         log: called with one line after every block, and where an earlier run is taken up.
 
     Raises:
-        BadInputError: an activation is not finite.
+        BadInputError: an activation is not finite, or a model that has no blocks is to be tuned by blocks.
     """
     run = _Run(module, assignments, method, progress)
     total = len(run.open)
@@ -144,6 +204,13 @@ def quantize_in_sequence(
 
     with torch.no_grad():
         chains = find_chains(run.module, inputs[0])
+        if tune is not None and not chains:
+            raise BadInputError(
+                "The model is no chain of blocks, and so can't be tuned block by block.",
+                where="brecq",
+                allowed="models with a list of layers that run one after the other",
+                next_step="Leave brecq out of the recipe, or take qat.",
+            )
         blocks = tuple(f"{block}." for chain in chains for block in chain)
         outside = {weight: layer for weight, layer in run.owners().items() if not weight.startswith(blocks)}
         before = Progressed() if journal is None else journal.read()
@@ -164,19 +231,26 @@ def quantize_in_sequence(
             if start >= len(chain):
                 continue
             calls = _capture(run.module, run.layers[chain[0]], inputs)
+            taught = [] if tune is None else _capture(module, module.get_submodule(chain[0]), inputs)
             if start > 0:
                 calls = [one.on(state) for one, state in zip(calls, before.hidden, strict=True)]
+                taught = [one.on(state) for one, state in zip(taught, before.float_hidden, strict=True)]
             for index, name in enumerate(chain[start:], start):
                 block, owners = run.layers[name], run.owners(f"{name}.")
                 with observed({weight: run.layers[layer] for weight, layer in owners.items()}) as inside:
                     for one in calls:
                         block(*one.arguments, **one.named)
                 run.quantize(list(owners), inside)
+                if tune is not None:
+                    _hand_on(module.get_submodule(name), taught)
+                    if owners:
+                        for weight, made in tune(run.block(name, module, list(owners), calls, taught)).items():
+                            run.put(weight, made)
                 if owners:
                     say(block_line(name, {weight: run.done[weight][1] for weight in owners}))
-                for place, one in enumerate(calls):  # in place: no second list of hidden states
-                    calls[place] = one.on(hidden_states(block(*one.arguments, **one.named)))
+                _hand_on(block, calls)
                 if journal is not None:
-                    journal.write((number, index), run.done, [one.arguments[0] for one in calls])
+                    hidden, wanted = ([one.arguments[0] for one in some] for some in (calls, taught))
+                    journal.write((number, index), run.done, hidden, wanted)
         run.quantize([name for name in outside if name in run.open], moments)
     return {item.name: run.done[item.name] for item in assignments if item.name in run.done}

@@ -24,15 +24,13 @@ import torch
 
 from edgeport.compress.chain import call
 from edgeport.compress.distill import Sample, Teacher, distance
+from edgeport.compress.quantize.held import in_turns, split
 from edgeport.compress.quantize.straight import TrainedWeight
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor
 from edgeport.recipe import Qat
-
-HELD_OUT = 5
-"""One input in so many is not trained on."""
 
 FINER = 1.0
 """Learning rate of scales, norms and biases, each relative to its size, to that of weights in steps of the grid.
@@ -120,19 +118,6 @@ class _Student(torch.nn.Module):
         return groups
 
 
-def _order(count: int, seed: int) -> Callable[[], int]:
-    """Indices below `count` without end, in a new order every time round."""
-    generator = torch.Generator().manual_seed(seed)
-    waiting: list[int] = []
-
-    def following() -> int:
-        if not waiting:
-            waiting.extend(torch.randperm(count, generator=generator).tolist())
-        return waiting.pop()
-
-    return following
-
-
 def _rate(steps: int) -> Callable[[int], float]:
     """Learning rate of a step relative to the highest: a short linear rise, then half a cosine down to 0."""
     rise = max(1, round(steps * WARM_UP))
@@ -158,20 +143,11 @@ def fine_tune(
     Raises:
         BadInputError: there are fewer than two inputs, or the models' outputs are not finite on them.
     """
-    if len(inputs) < 2:
-        raise BadInputError(
-            f"Fine-tuning was given {len(inputs)} input: one must be held out to judge by.",
-            where="[calibration]",
-            allowed="2 or more inputs; hundreds are better",
-            next_step="Ask for more `samples` in the recipe's [calibration] table.",
-        )
+    held, used = split(len(inputs), settings.seed)
     outputs = tuple(spec.name for spec in model.outputs)
     weights_bytes = sum(value.numel() * value.element_size() for value in teacher.module.parameters())
     taught = Teacher(teacher.module, inputs, outputs, budget=weights_bytes)
     student = _Student(model, masters=settings.train == "weights", seed=settings.seed)
-    chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    held = sorted(chosen[: max(1, len(inputs) // HELD_OUT)])
-    used = sorted(set(range(len(inputs))) - set(held))
 
     def loss_of(index: int) -> torch.Tensor:
         return distance(select_outputs(call(student, inputs[index]), outputs), taught(index), inputs[index])
@@ -192,11 +168,11 @@ def fine_tune(
     optimizer = torch.optim.AdamW(student.groups(settings.learning_rate), weight_decay=0.0, foreach=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings.steps))
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    following, every = _order(len(used), settings.seed), max(1, settings.steps // CHECKS)
+    following, every = in_turns(used, settings.seed), max(1, settings.steps // CHECKS)
     for step in range(1, settings.steps + 1):
         total = 0.0
         for _ in range(settings.batch):
-            loss = loss_of(used[following()]) / settings.batch
+            loss = loss_of(following()) / settings.batch
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):

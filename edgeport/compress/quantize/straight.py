@@ -39,8 +39,12 @@ class TrainedWeight:
         log_ratio: (N, G, 1) float32, log of the scale relative to the first one. It keeps the scale's sign.
     """
 
-    def __init__(self, start: QuantizedTensor, generator: torch.Generator) -> None:
-        """Begin at the codes and scales of `start`, an integer form; where in the bins is drawn."""
+    def __init__(self, start: QuantizedTensor, inside: torch.Generator | torch.Tensor) -> None:
+        """Begin at the codes and scales of an integer form.
+
+        Args:
+            inside: where in their bins the masters begin: drawn, or as near to this float weight as `SPREAD` allows.
+        """
         symmetric = start.zero_point is None
         lowest, highest = code_range(start.bits, symmetric=symmetric)
         self.start = start
@@ -49,8 +53,13 @@ class TrainedWeight:
         self.zero = torch.zeros(()) if start.zero_point is None else start.zero_point.float().unsqueeze(-1)
         self.low, self.high = lowest - self.zero, highest - self.zero
         codes = as_matrix(start.codes, start.axis).to(torch.float32).reshape(start.rows, -1, start.group_size)
-        offset = torch.rand(codes.shape, generator=generator).mul_(2 * SPREAD).sub_(SPREAD)
-        self.master = torch.nn.Parameter(torch.clamp(codes - self.zero + offset, self.low, self.high))
+        steps = codes - self.zero
+        if isinstance(inside, torch.Tensor):
+            exact = as_matrix(inside.detach().to(torch.float32), start.axis).reshape(codes.shape) / self.first
+            offset = torch.clamp(exact - steps, -SPREAD, SPREAD)
+        else:
+            offset = torch.rand(codes.shape, generator=inside).mul_(2 * SPREAD).sub_(SPREAD)
+        self.master = torch.nn.Parameter(torch.clamp(steps + offset, self.low, self.high))
         self.log_ratio = torch.nn.Parameter(torch.zeros_like(self.first))
 
     def _scale(self) -> torch.Tensor:
