@@ -143,7 +143,7 @@ def planned_layers(assignments: tuple[Assignment, ...]) -> tuple[PlannedLayer, .
                 shape=item.shape,
                 format=item.format.name,
                 activation=item.activation,
-                bytes_before=count * 4,
+                bytes_before=count * 4 if item.corrects is None else 0,
                 bytes_after=packed_bytes(item),
                 reason=item.reason,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -181,8 +181,17 @@ class Brecq(Strict):
     seed: int = 0
 
 
+class Qera(Strict):
+    """`method = "qera"`: beside every quantized Linear layer two thin ones in 8 bits, which give back the largest part
+    of what its output lost. They cost bytes and time: more bits for the weights are mostly the better buy. Needs
+    calibration data."""
+
+    method: Literal["qera"]
+    rank: int = Field(default=8, ge=1, le=4096, description="columns of the thin matrices")
+
+
 Prepare = Awq | Smooth | Rotate
-Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qat, Field(discriminator="method")]
+Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qera | Qat, Field(discriminator="method")]
 
 
 class Calibration(Strict):
@@ -262,6 +271,11 @@ class Recipe(Strict):
         return next((step for step in self.compress if isinstance(step, Brecq)), None)
 
     @property
+    def correct(self) -> Qera | None:
+        """The low-rank correction, if there is one."""
+        return next((step for step in self.compress if isinstance(step, Qera)), None)
+
+    @property
     def tune(self) -> Qat | None:
         """The training after it, if there is one."""
         return next((step for step in self.compress if isinstance(step, Qat)), None)
@@ -273,18 +287,19 @@ class Recipe(Strict):
         needed = step is not None and (
             step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
         )
-        return needed or any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qat) for step in self.compress)
+        return needed or any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qera | Qat) for step in self.compress)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
-        order = [isinstance(step, Quantize) + 2 * isinstance(step, Brecq) + 3 * isinstance(step, Qat) for step in value]
+        places: tuple[Any, ...] = (Prepare, Quantize, Brecq, Qera, Qat)
+        order = [next(place for place, kind in enumerate(places) if isinstance(step, kind)) for step in value]
         if value and (1 not in order or order.index(1) < order.count(0)):
             raise ValueError("what prepares for quantizing comes before the step that quantizes")
-        if order != sorted(order) or max(order.count(2), order.count(3)) > 1:
-            raise ValueError("brecq and qat come once each, in this order after the step that quantizes")
+        if order != sorted(order) or any(order.count(place) > 1 for place in (2, 3, 4)):
+            raise ValueError("brecq, qera and qat come once each, in this order after the step that quantizes")
         return value
 
 

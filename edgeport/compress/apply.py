@@ -20,6 +20,7 @@ from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.hqq import quantize_hqq
 from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.qat import fine_tune
+from edgeport.compress.quantize.qera import correct
 from edgeport.compress.quantize.refine import refine
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sequential import QuantizedBlock, Report, Tune, quantize_in_sequence
@@ -38,7 +39,8 @@ class LayerRecord:
     """What compression did to one weight.
 
     Attributes:
-        bytes_before, bytes_after: in float32, and in the chosen format with its scales.
+        bytes_before, bytes_after: in float32, and in the chosen format with its scales. A matrix that compression
+            added had 0 before.
         method: what chose the codes; empty for a weight left in float.
         relative_error: ||after - before|| / ||before||, of the weight itself.
         output_error: the same of the layer's output over the calibration inputs, as the layers quantized before
@@ -101,11 +103,19 @@ def record_layers(
     quantized: dict[str, QuantizedTensor],
     notes: Mapping[str, Note],
     table: Table,
+    added: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[LayerRecord, ...]:
-    """What happened to each compressible weight. `model` is the uncompressed one."""
-    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    """What happened to each compressible weight.
+
+    Args:
+        model: the uncompressed one.
+        added: matrices that it does not have, before they were rounded.
+    """
+    parameters = dict(model.module.named_parameters(remove_duplicate=False)) | dict(added or {})
     records = []
     for item in assignments:
+        if item.name not in parameters:
+            continue  # the correction of a weight that mixed precision left in float
         weight = parameters[item.name].detach().to(torch.float32)
         tensor, note = quantized.get(item.name), notes.get(item.name, Note("", None))
         error = 0.0
@@ -119,7 +129,7 @@ def record_layers(
                 shape=item.shape,
                 format=item.format.name,
                 activation=item.activation,
-                bytes_before=weight.numel() * 4,
+                bytes_before=weight.numel() * 4 if item.corrects is None else 0,
                 bytes_after=weight.numel() * 4 if tensor is None else tensor.storage_bytes(),
                 method="" if tensor is None else note.method,
                 relative_error=error,
@@ -190,7 +200,10 @@ def _fine_tune(
 
 
 def _tuning(
-    step: Brecq, inputs: Sequence[Mapping[str, torch.Tensor]], report: Callable[[int, int, float], None] | None
+    step: Brecq,
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    report: Callable[[int, int, float], None] | None,
+    log: Callable[[str], None],
 ) -> Tune:
     """Block reconstruction as the sequential run calls it; the notes of the weights that it changed say so."""
     masks = [sample.get("attention_mask") for sample in inputs]
@@ -201,7 +214,10 @@ def _tuning(
 
     def tune(block: QuantizedBlock) -> dict[str, Made]:
         start = {name: tensor for name, (tensor, _) in block.made.items()}
+        if not start:
+            return {}  # a block that nothing is quantized in
         found = reconstruct(block.forward, block.wanted, masks, start, block.weights, step, progress=progress)
+        log(f"brecq: loss on held-out inputs {found.loss_before:.4g} before, {found.loss_after:.4g} after")
         made = dict(block.made)
         for name, tensor in found.quantized.items():
             if digest(tensor) != digest(start[name]):
@@ -243,6 +259,9 @@ def apply_recipe(
         return model, record_layers(model, assignments, {}, {}, {})
 
     inputs = as_tensors(model, calibration or calibration_samples(model, recipe)) if recipe.calibrates else []
+    assignments, corrections = (
+        tuple(item for item in assignments if (item.corrects is not None) == adds) for adds in (False, True)
+    )
     say = log or (lambda _line: None)
     model = prepare(
         model,
@@ -262,7 +281,7 @@ def apply_recipe(
 
     finished: dict[str, Made] = {}
     if isinstance(step, Gptq) or recipe.reconstruct is not None:
-        tune = None if recipe.reconstruct is None else _tuning(recipe.reconstruct, inputs, training)
+        tune = None if recipe.reconstruct is None else _tuning(recipe.reconstruct, inputs, training, say)
         finished = quantize_in_sequence(
             model.module, assignments, inputs, method, tune=tune, journal=journal, progress=progress, log=log
         )
@@ -275,6 +294,11 @@ def apply_recipe(
                 progress(index + 1, len(quantized), weight_line(item.name, finished[item.name][1]))
     notes = {name: note for name, (_, note) in finished.items()}
     made = set_weights(model, {name: tensor for name, (tensor, _) in finished.items()}, assignments)
+    added: dict[str, torch.Tensor] = {}
+    if corrections:
+        made, found, added = correct(made, model.module, corrections, inputs)
+        notes |= found
+        assignments += corrections
     if recipe.tune is not None and finished:
         made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
     if step.correct_bias:
@@ -283,4 +307,4 @@ def apply_recipe(
     if static:
         made, assignments = with_static_activations(made, model, assignments, step, target, inputs)
         say(f"static int8 activations: {len(made.ranges)} layers, {static - len(made.ranges)} left out")
-    return made, record_layers(model, assignments, dict(made.quantized), notes, table)
+    return made, record_layers(model, assignments, dict(made.quantized), notes, table, added)

@@ -15,13 +15,17 @@ import torch
 from edgeport.compress.quantize.grid import Grid
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
+from edgeport.model.corrected import factor_names
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
-from edgeport.recipe import Quantize, Recipe
+from edgeport.recipe import Qera, Quantize, Recipe
 from edgeport.target import Target
 
 OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
 """What layers take that are kept from static activations, when the recipe names nothing else, best first."""
+
+FACTORS = WeightFormat.parse("int8")
+"""What the matrices of a low-rank correction are stored in."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Assignment:
         signed_scales: the backend takes negative ones.
         tied: every name of this parameter, when there are several.
         reason: why this format, in a few words.
+        corrects: for a matrix that compression adds, the weight whose error it makes up for.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Assignment:
     tied: tuple[str, ...]
     reason: str
     signed_scales: bool = False
+    corrects: str | None = None
 
     @property
     def grid(self) -> Grid:
@@ -223,7 +229,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
 
     Raises:
         TargetRefusesError: the target can't take what the recipe asks for.
-        BadInputError: a pattern of `exclude` matches nothing.
+        BadInputError: a pattern of `exclude` matches nothing, or a correction is larger than the weight that it corrects.
     """
     check_precision(recipe, target)
     step = recipe.quantize
@@ -264,7 +270,56 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
                 signed_scales=target.scales.signed and weight_format.group_size is not None,
             )
         )
+    if recipe.correct is not None:
+        result += [factor for item in result for factor in _correction(item, recipe.correct, target)]
     return tuple(result)
+
+
+def _correction(item: Assignment, step: Qera, target: Target) -> tuple[Assignment, ...]:
+    """The two matrices that correct a quantized Linear layer's weight.
+
+    Raises:
+        TargetRefusesError: the target takes no 8-bit Linear weights.
+        BadInputError: the rank is larger than the weight's, or the layer's activations are static.
+    """
+    if item.kinds != ("linear",) or not item.format.quantized:
+        return ()
+    rows, columns = item.shape
+    if step.rank > min(rows, columns):
+        raise BadInputError(
+            f"A correction of rank {step.rank} is larger than the weight, {rows} x {columns}.",
+            where=f"layer {item.name}",
+            allowed=f"1 to {min(rows, columns)}; what pays is below a tenth of it",
+            next_step="Lower `rank` of qera in the recipe, or name the layer in `exclude`.",
+        )
+    if item.activation == "static_int8":
+        raise BadInputError(
+            "A layer with static_int8 activations can't be corrected: its branch has no calibrated range.",
+            where=f"layer {item.name}",
+            allowed="dynamic_int8 or float activations",
+            next_step="Leave qera or static_int8 out of the recipe.",
+        )
+    if FACTORS.name not in target.weight_formats("linear"):
+        raise TargetRefusesError(
+            f"The target {target.name!r} takes no {FACTORS.name} Linear weights, which corrections are stored in.",
+            where=f"layer {item.name}",
+            allowed=f"linear weights in {', '.join(target.weight_formats('linear'))}",
+            next_step="Leave qera out of the recipe, or choose another target.",
+        )
+    factor = replace(
+        item,
+        format=FACTORS,
+        scale_dtype=_scale_dtype(target, FACTORS),
+        signed_scales=False,
+        tied=(),
+        reason=f"corrects {item.name}",
+        corrects=item.name,
+    )
+    down, up = factor_names(item.name)
+    return (
+        replace(factor, name=down, shape=(step.rank, columns)),
+        replace(factor, name=up, shape=(rows, step.rank)),
+    )
 
 
 def assign_compressed(

@@ -51,7 +51,7 @@ def choices(assignments: Sequence[Assignment], step: Quantize, target: Target) -
     formats = {
         item.name: candidates(step, target, item.kinds, item.name, (item.shape[0], math.prod(item.shape[1:])))
         for item in assignments
-        if item.format.quantized
+        if item.format.quantized and item.corrects is None
     }
     return {name: names for name, names in formats.items() if len(names) > 1}
 

@@ -18,6 +18,7 @@ from edgeport.compress.apply import LayerRecord, set_weights
 from edgeport.compress.assign import Assignment
 from edgeport.compress.parts import form_of, read_tensor, tensors_of
 from edgeport.data.samples import SampleRecord
+from edgeport.model.corrected import add_corrections
 from edgeport.model.types import Model
 from edgeport.storage import canonical_json
 
@@ -82,8 +83,10 @@ def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, .
         prepared = [name for name in file.keys() if name.endswith(".float")]  # noqa: SIM118  # no mapping
         floats = {name.removesuffix(".float"): file.get_tensor(name) for name in prepared}
         quantized = {name: read_tensor(file, name, form) for name, form in forms.items()}
-    if floats:
+    added = {item.name: item.shape for item in assignments if item.corrects is not None and item.name in quantized}
+    if floats or added:
         model = replace(model, module=copy.deepcopy(model.module))
+        add_corrections(model.module, added)
         parameters = dict(model.module.named_parameters())
         with torch.no_grad():
             for name, value in floats.items():

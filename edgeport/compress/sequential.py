@@ -72,7 +72,7 @@ class _Captured(Exception):
     """The first block was reached; what follows need not run."""
 
 
-def _capture(module: torch.nn.Module, block: torch.nn.Module, inputs: Inputs) -> list[_Call]:
+def capture(module: torch.nn.Module, block: torch.nn.Module, inputs: Inputs) -> list[_Call]:
     """What a block is called with, for each input."""
     calls: list[_Call] = []
 
@@ -161,7 +161,7 @@ class _Run:
         )
 
 
-def _hand_on(block: torch.nn.Module, calls: list[_Call]) -> None:
+def hand_on(block: torch.nn.Module, calls: list[_Call]) -> None:
     """Turn the calls of a block into those of the block that follows, in place: no second list of hidden states."""
     for place, one in enumerate(calls):
         calls[place] = one.on(hidden_states(block(*one.arguments, **one.named)))
@@ -230,8 +230,8 @@ def quantize_in_sequence(
             start = _first_open(before, number)
             if start >= len(chain):
                 continue
-            calls = _capture(run.module, run.layers[chain[0]], inputs)
-            taught = [] if tune is None else _capture(module, module.get_submodule(chain[0]), inputs)
+            calls = capture(run.module, run.layers[chain[0]], inputs)
+            taught = [] if tune is None else capture(module, module.get_submodule(chain[0]), inputs)
             if start > 0:
                 calls = [one.on(state) for one, state in zip(calls, before.hidden, strict=True)]
                 taught = [one.on(state) for one, state in zip(taught, before.float_hidden, strict=True)]
@@ -241,14 +241,13 @@ def quantize_in_sequence(
                     for one in calls:
                         block(*one.arguments, **one.named)
                 run.quantize(list(owners), inside)
-                if tune is not None:
-                    _hand_on(module.get_submodule(name), taught)
-                    if owners:
-                        for weight, made in tune(run.block(name, module, list(owners), calls, taught)).items():
-                            run.put(weight, made)
                 if owners:
                     say(block_line(name, {weight: run.done[weight][1] for weight in owners}))
-                _hand_on(block, calls)
+                if tune is not None:
+                    hand_on(module.get_submodule(name), taught)
+                    for weight, made in tune(run.block(name, module, list(owners), calls, taught)).items():
+                        run.put(weight, made)
+                hand_on(block, calls)
                 if journal is not None:
                     hidden, wanted = ([one.arguments[0] for one in some] for some in (calls, taught))
                     journal.write((number, index), run.done, hidden, wanted)

@@ -61,7 +61,8 @@ class Record(Strict):
         activations: activation format of each compressed weight's layer where the target has a choice.
         ranges: grids of the layers whose activations are static_int8.
         tied: the names of each parameter that has several, first name first.
-        added: biases that preparation passes gave to layers which the config makes without.
+        added: parameters which the config makes the model without: biases that preparation passes gave to layers,
+            and the matrices of low-rank corrections.
         layers, calibration: what happened to each layer and what methods were tuned on (edgeport.compress).
         assets: files that a device needs beside the model.
         files: sha256 of every other file of the folder.
@@ -283,8 +284,10 @@ def _fill(
 
 
 def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Give the module the ties and biases that the compressed one had, in place."""
+    """Give the module the ties, biases and side branches that the compressed one had, in place."""
     import torch
+
+    from edgeport.model.corrected import add_corrections
 
     def owner(name: str) -> tuple[torch.nn.Module, str]:
         prefix, _, leaf = name.rpartition(".")
@@ -298,6 +301,12 @@ def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str
         # A layer made without a bias has the name all the same, for None.
         if name in state and leaf == "bias" and layer._parameters.get(leaf, module) is None:
             layer.register_parameter(leaf, torch.nn.Parameter(torch.empty_like(state[name]), requires_grad=False))
+    try:
+        add_corrections(module, {name: tuple(state[name].shape) for name in record.added if name in state})
+    except (AttributeError, TypeError) as error:
+        raise BadInputError(
+            f"A correction belongs to no Linear layer of {record.architecture}: {error}.", where=folder / RECORD
+        ) from error
     parameters = dict(module.named_parameters(remove_duplicate=False))
     tied = {name for group in record.tied for name in group}
     unknown = sorted(tied - set(parameters))

@@ -1,7 +1,5 @@
 """Block reconstruction: its loss by hand, and what it gives on small models of three families."""
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ from edgeport.target import load_target
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = ("bert", "llama")
-BRECQ = {"method": "brecq", "steps": 25, "batch": 2, "learning_rate": 0.03}
+BRECQ = {"method": "brecq", "steps": 40, "batch": 3, "learning_rate": 0.03}
 
 
 def built(family: str) -> Model:
@@ -60,7 +58,7 @@ def data(count: int, seed: int, *, padding: int = 0) -> list[dict[str, torch.Ten
     return found
 
 
-def calibration(count: int = 40) -> Samples:
+def calibration(count: int = 120) -> Samples:
     inputs = [{name: value.numpy() for name, value in sample.items()} for sample in data(count, seed=1)]
     return Samples(inputs, SampleRecord("random", False, {}, "all", None, count))
 
@@ -106,13 +104,13 @@ def target():
 
 @pytest.fixture(scope="module")
 def made(target):
-    """family -> (float model, after gptq, after brecq, records of the two)."""
+    """family -> (float model, after rtn, after brecq, records of the two)."""
     found = {}
     for family in FAMILIES:
         model, seen = built(family), calibration()
-        gptq = {"method": "gptq", **FORM}
-        before, records = apply_recipe(model, recipe(gptq), target, calibration=seen)
-        after, tuned = apply_recipe(model, recipe(gptq, BRECQ), target, calibration=seen)
+        nearest = {"method": "rtn", **FORM}
+        before, records = apply_recipe(model, recipe(nearest), target, calibration=seen)
+        after, tuned = apply_recipe(model, recipe(nearest, BRECQ), target, calibration=seen)
         found[family] = model, before, after, records, tuned
     return found
 
@@ -121,7 +119,7 @@ def made(target):
 def test_on_inputs_never_seen_the_blocks_are_closer(made, family):
     model, before, after, _, _ = made[family]
     fresh = data(40, seed=2)
-    assert error(model, after, fresh) < 0.93 * error(model, before, fresh)
+    assert error(model, after, fresh) < 0.8 * error(model, before, fresh)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,7 +134,7 @@ def test_the_form_stays_on_the_targets_grid(made, family):
         assert torch.equal(tensor.scale, round_scale(tensor.scale, tensor.scale_dtype))
         assert (tensor.bits, tensor.group_size, tensor.scale_dtype) == (start.bits, start.group_size, start.scale_dtype)
         assert torch.equal(after.module.get_parameter(name), dequantize(tensor))
-    changed = {record.name for record in tuned if record.method == "gptq+brecq"}
+    changed = {record.name for record in tuned if record.method == "rtn+brecq"}
     linears = {name for name in after.quantized if "embed" not in name and "pooler" not in name}
     assert changed == linears
     sizes = {record.name: record.bytes_after for record in records}
@@ -156,7 +154,9 @@ def test_the_float_model_is_not_changed(made):
 def linear_block(bits: int = 2):
     """One layer as a block: start, float weight, forward over random inputs, what is wanted."""
     generator = torch.Generator().manual_seed(3)
-    weight, inputs = torch.randn(16, 32, generator=generator), torch.randn(30, 1, 9, 32, generator=generator)
+    weight, mix = torch.randn(16, 32, generator=generator), torch.randn(6, 32, generator=generator)
+    # Inputs that lie near a plane of few dimensions: errors of some weights can be made up for by others.
+    inputs = torch.randn(30, 1, 9, 6, generator=generator) @ mix + 0.1 * torch.randn(30, 1, 9, 32, generator=generator)
     start = quantize_rtn(weight, Grid(bits, 16, False, "float16"))
     wanted = [sample @ weight.T for sample in inputs]
 
@@ -206,9 +206,7 @@ def test_palettes_stay_as_they_are():
 
     twice = [2 * value for value in wanted]
     settings = Brecq(method="brecq", steps=30, learning_rate=0.03)
-    found = reconstruct(
-        both, twice, [None] * 30, {"w": start, "p": palette}, {"w": weight, "p": weight}, settings
-    )
+    found = reconstruct(both, twice, [None] * 30, {"w": start, "p": palette}, {"w": weight, "p": weight}, settings)
     assert digest(found.quantized["p"]) == digest(palette)
     assert found.loss_after < found.loss_before
 
@@ -260,16 +258,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, target)
         assert torch.equal(resumed.module.get_parameter(name), value)
 
 
-def test_after_rounding_to_nearest_and_through_storage(tmp_path: Path, target):
-    model = built("llama")
-    nearest = {"method": "rtn", **FORM}
-    asked = recipe(nearest, {**BRECQ, "steps": 20})
+def test_after_gptq_and_through_storage(tmp_path: Path, target):
+    model = built("bert")
+    gptq = {"method": "gptq", **FORM}
+    asked = recipe(gptq, {**BRECQ, "steps": 20})
     assert asked.calibrates
-    before, _ = apply_recipe(model, recipe(nearest), target)
     after, records = apply_recipe(model, asked, target, calibration=calibration())
-    fresh = data(20, seed=2)
-    assert error(model, after, fresh) < 0.9 * error(model, before, fresh)
-    assert {record.method for record in records if record.sha256} == {"rtn", "rtn+brecq"}
+    assert "gptq+brecq" in {record.method for record in records}
+    assert {record.method for record in records if record.sha256} <= {"rtn", "gptq", "gptq+brecq"}
     save_compressed(tmp_path, model, after, records)
     again = load_compressed(tmp_path, model, assign(model, asked, target))
     assert {n: digest(t) for n, t in again.quantized.items()} == {n: digest(t) for n, t in after.quantized.items()}
