@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from edgeport.formats import LAYER_KINDS, LayerKind, Scheme, WeightFormat  # noqa: E402
-from edgeport.recipe import Quantize, Step  # noqa: E402
+from edgeport.recipe import Brecq, Qat, Qera, Quantize, Step  # noqa: E402
 from edgeport.target import Target, load_target, target_names  # noqa: E402
 
 DOCS = ROOT / "docs" / "targets.md"
@@ -24,6 +24,13 @@ SCHEMES: dict[Scheme, str] = {
     "uint": "integers with zero points",
     "lut": "palettes",
 }
+
+AFTER: dict[type, str] = {
+    Brecq: "other codes and scales, block by block",
+    Qera: "two thin 8-bit layers beside each Linear one",
+    Qat: "other codes and scales, norms and biases",
+}
+"""What the methods that follow quantizing make."""
 
 
 def compact(formats: tuple[str, ...]) -> str:
@@ -75,8 +82,10 @@ def methods_table(targets: list[Target]) -> list[str]:
         method = get_args(cls.model_fields["method"].annotation)[0]
         if not issubclass(cls, Quantize):
             takes = [any(lands(target, scheme) != "refused" for scheme in SCHEMES) for target in targets]
+            if cls is Qera:
+                takes = ["int8" in target.weight_formats("linear") for target in targets]
             cells = " | ".join("yes" if taken else "refused" for taken in takes)
-            lines.append(f"| {method} | the same function, easier to round | {cells} |")
+            lines.append(f"| {method} | {AFTER.get(cls, 'the same function, easier to round')} | {cells} |")
             continue
         for scheme, words in SCHEMES.items():
             cells = " | ".join(lands(target, scheme) for target in targets)

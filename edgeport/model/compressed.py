@@ -296,17 +296,17 @@ def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str
         except AttributeError as error:
             raise BadInputError(f"{record.architecture} has no layer {prefix!r}.", where=folder / RECORD) from error
 
-    for name in record.added:
-        layer, leaf = owner(name)
-        # A layer made without a bias has the name all the same, for None.
-        if name in state and leaf == "bias" and layer._parameters.get(leaf, module) is None:
-            layer.register_parameter(leaf, torch.nn.Parameter(torch.empty_like(state[name]), requires_grad=False))
     try:
         add_corrections(module, {name: tuple(state[name].shape) for name in record.added if name in state})
     except (AttributeError, TypeError) as error:
         raise BadInputError(
             f"A correction belongs to no Linear layer of {record.architecture}: {error}.", where=folder / RECORD
         ) from error
+    for name in record.added:
+        layer, leaf = owner(name)
+        # A layer made without a bias has the name all the same, for None.
+        if name in state and leaf == "bias" and layer._parameters.get(leaf, module) is None:
+            layer.register_parameter(leaf, torch.nn.Parameter(torch.empty_like(state[name]), requires_grad=False))
     parameters = dict(module.named_parameters(remove_duplicate=False))
     tied = {name for group in record.tied for name in group}
     unknown = sorted(tied - set(parameters))
