@@ -276,13 +276,13 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
 
 
 def _correction(item: Assignment, step: Qera, target: Target) -> tuple[Assignment, ...]:
-    """The two matrices that correct a quantized Linear layer's weight.
+    """The two matrices that correct a quantized Linear layer's weight; none for one that several layers share.
 
     Raises:
         TargetRefusesError: the target takes no 8-bit Linear weights.
         BadInputError: the rank is larger than the weight's, or the layer's activations are static.
     """
-    if item.kinds != ("linear",) or not item.format.quantized:
+    if item.kinds != ("linear",) or item.tied or not item.format.quantized:
         return ()
     rows, columns = item.shape
     if step.rank > min(rows, columns):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from edgeport.compress.apply import LayerRecord, set_weights
-from edgeport.compress.assign import Assignment
+from edgeport.compress.assign import FACTORS, Assignment
 from edgeport.errors import TargetRefusesError
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, dequantize, digest, quantize_with_scale
@@ -30,6 +30,7 @@ def portable_target(recipe: Recipe) -> Target:
     step = recipe.quantize
     none: tuple[str, ...] = ("float",)
     formats = none if step is None else (*step.linear, *step.embedding, *step.conv, *step.depthwise_conv)
+    corrections = () if recipe.correct is None else (FACTORS.name,)
     activations = ("float",) if step is None else step.activations
     return Target(
         name=NAME,
@@ -39,7 +40,7 @@ def portable_target(recipe: Recipe) -> Target:
         runtime="onnxruntime",
         precisions=("fp32", "fp16"),
         shapes=("dynamic", "fixed"),
-        weights=Weights(linear=formats, embedding=formats, conv=formats, depthwise_conv=formats),
+        weights=Weights(linear=(*formats, *corrections), embedding=formats, conv=formats, depthwise_conv=formats),
         activations=Activations(linear=activations, conv=activations, depthwise_conv=activations),
         scales=ScaleStorage(per_channel="float16", grouped="bfloat16"),
         execution=Execution(here="none", statement="Not lowered: the folder is exported for a target later."),

@@ -77,6 +77,16 @@ def test_the_file_has_the_matrices_and_computes_with_them(name: str, model: Mode
     assert sum(record.bytes_before == 0 for record in records) == len(corrections)
 
 
+def test_without_a_target_the_scales_fit_all_of_them(tiny_model: Callable[[str], Path], tmp_path: Path):
+    found = compress(CompressRequest(str(tiny_model("bert")), recipe(), tmp_path / "folder", samples=4))
+    again = load_compressed(tmp_path / "folder")
+    added = [layer.name for layer in found.layers if layer.bytes_before == 0]
+    assert added
+    for name in added:
+        scale = again.quantized[name].scale
+        assert torch.equal(scale.half().float(), scale)
+
+
 def test_the_same_model_comes_out_of_a_folder(tiny_model: Callable[[str], Path], tmp_path: Path):
     target = load_target("linux-x86_64-ort")
     folder = tmp_path / "folder"

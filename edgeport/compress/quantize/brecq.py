@@ -15,7 +15,11 @@ with a vector a token's hidden state: what follows normalises each, so that a fe
 decoders have, must not decide alone.
 
 A held-out fifth of the samples decides. The state that is best on them is kept, and nothing is changed when none is
-better than the start.
+better than the start. GPTQ has seen them, which makes its codes look a little better than they are on other data (3% of
+the loss in MiniLM's last block, on 64 samples): the choice errs on the side of the start.
+
+Memory: for each weight of one block the master, two moments, its gradient and its present value; the hidden states of
+both models, one a sample; the activations of one sample inside the block.
 """
 
 from __future__ import annotations
@@ -113,13 +117,14 @@ def reconstruct(
         with torch.no_grad():
             return sum(float(loss_of(index)) for index in held) / len(held)
 
-    best = Reconstructed(dict(start), (before := judge()), before)
+    before = judge()
     if not math.isfinite(before):
         raise BadInputError(
             "The calibration data makes values that are not finite.",
             where="[calibration]",
             next_step="Check the checkpoint and its preprocessing.",
         )
+    best = Reconstructed(dict(start), before, before)
     if not trained:
         return best
     optimizer = torch.optim.Adam(
