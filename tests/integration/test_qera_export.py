@@ -101,7 +101,7 @@ def test_the_same_model_comes_out_of_a_folder(tiny_model: Callable[[str], Path],
     assert direct.quantized.keys() == again.quantized.keys()
     settings = LoweringSettings("fp32", "fixed")
     files = []
-    for place, one in (("direct", direct), ("folder", again)):
+    for place, one in (("direct", direct), ("again", again)):
         (tmp_path / place).mkdir()
         files.append(lower(one, target, settings, tmp_path / place).path.read_bytes())
     assert files[0] == files[1]
