@@ -229,7 +229,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
 
     Raises:
         TargetRefusesError: the target can't take what the recipe asks for.
-        BadInputError: a pattern of `exclude` matches nothing, or a correction is larger than the weight that it corrects.
+        BadInputError: a pattern of `exclude` matches nothing, or a correction is larger than the weight it corrects.
     """
     check_precision(recipe, target)
     step = recipe.quantize
