@@ -26,6 +26,8 @@ MODELS = {
     "whisper-tiny.en": "speech",
     "smollm2-float": "language model, fine-tuned off its 4-bit grid by scripts/bench/float_smollm2.py",
 }
+LOW_RANK = Path(__file__).parent / "quality_lowrank.md"
+"""A paragraph whose numbers are of single runs, noted by hand."""
 INT8_COSINE, INT8_MB = 0.998, 23.5
 HEAD = f"""# Compression quality
 
@@ -113,6 +115,7 @@ def document(rows: Sequence[Result]) -> str:
     parts += [f"- model {name}: {what}" for name, what in MODELS.items() if name not in names]
     if not any(row.cpu_ratio for row in rows):
         parts.append("- processor time: `--latency` on a quiet machine. Until then nothing here says what is fast.")
+    parts.append("\n" + LOW_RANK.read_text().rstrip())
     return "\n".join(parts) + "\n"
 
 
