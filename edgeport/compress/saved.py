@@ -29,12 +29,12 @@ RECORDS: TypeAdapter[tuple[LayerRecord, ...]] = TypeAdapter(tuple[LayerRecord, .
 
 
 def _prepared(original: Model, model: Model) -> dict[str, torch.Tensor]:
-    """The float tensors that preparation changed, by name; each once."""
+    """The float tensors that preparation changed or added (a bias that a norm's moved into), by name; each once."""
     before = original.module.state_dict()
     return {
         name: value.detach().clone()
         for name, value in model.module.named_parameters()
-        if name not in model.quantized and not torch.equal(value, before[name])
+        if name not in model.quantized and (name not in before or not torch.equal(value, before[name]))
     }
 
 
@@ -90,7 +90,12 @@ def load_compressed(folder: Path, model: Model, assignments: tuple[Assignment, .
         parameters = dict(model.module.named_parameters())
         with torch.no_grad():
             for name, value in floats.items():
-                parameters[name].copy_(value)
+                if name in parameters:
+                    parameters[name].copy_(value)
+                else:
+                    layer, _, attribute = name.rpartition(".")
+                    added_value = torch.nn.Parameter(value, requires_grad=False)
+                    model.module.get_submodule(layer).register_parameter(attribute, added_value)
     made = set_weights(model, quantized, assignments)
     # Static activations are given up where they cost too much, which the assignments don't know.
     return replace(made, activations=record["activations"], ranges=RANGES.validate_python(record["ranges"]))
