@@ -206,8 +206,6 @@ def _lower(
 
 def _generation(job: Job) -> dict[str, str]:
     """Settings of the generation library that belongs to the runtime, as files beside the tokenizer."""
-    from edgeport.bundle.manifest import MODEL_FOLDER
-
     model = job.model
     if model.decoder is None or job.request.target.runtime != "onnxruntime":
         return {}
@@ -215,7 +213,7 @@ def _generation(job: Job) -> dict[str, str]:
     from edgeport.export.onnx.save import FILE
     from edgeport.model.decoder import end_tokens
 
-    text = genai_config(model, f"../{MODEL_FOLDER}/{FILE}", end_tokens(model))
+    text = genai_config(model, FILE, end_tokens(model))
     return {} if text is None else {GENAI_CONFIG: text}
 
 
@@ -356,7 +354,7 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
         BadInputError: the folder is no bundle, or a file of it is missing, changed or added.
     """
     from edgeport.bundle.golden import TOKENIZER
-    from edgeport.bundle.manifest import ASSETS_FOLDER, GOLDEN_FOLDER
+    from edgeport.bundle.manifest import GOLDEN_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.gate import conclude
     from edgeport.validate.run import QUICK, Effort, measure
@@ -386,7 +384,7 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
         watch=progress.update,
     )
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():
-        found_tokenizers = replay(read_json(vectors), bundle / ASSETS_FOLDER, manifest.runtime)
+        found_tokenizers = replay(read_json(vectors), bundle / manifest.assets, manifest.runtime)
         measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
     evidence = conclude(measurements, manifest.recipe.gate)
     return ExportResult(

@@ -21,8 +21,8 @@ from edgeport.target import RuntimeName, ShapeMode, Target
 from edgeport.validate.evidence import DataRecord
 
 SCHEMA_VERSION: Literal[1] = 1
-MODEL_FOLDER = "model"
-ASSETS_FOLDER = "assets"
+MODEL_FOLDER: Literal["model"] = "model"
+ASSETS_FOLDER: Literal["assets"] = "assets"
 GOLDEN_FOLDER = "golden"
 
 
@@ -145,6 +145,7 @@ class Manifest(Strict):
         toolchain: versions of the packages that decide what the files contain.
         facts: what lowering did: opset, operators, delegated nodes.
         context: tokens that a decoder's cache holds; None without a cache.
+        assets: the folder of the tokenizer and the like: the model's own where a generation library wants one folder.
         report_shell_sha256: of report.html with the bytes of evidence.json cut out.
     """
 
@@ -172,6 +173,7 @@ class Manifest(Strict):
     toolchain: dict[str, str]
     facts: dict[str, Any]
     context: int | None = None
+    assets: Literal["assets", "model"] = ASSETS_FOLDER
     report_shell_sha256: str | None = None
 
     @field_validator("entry")

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeport.bundle.golden import TOKENIZER, Golden, save_golden
 from edgeport.bundle.manifest import (
@@ -87,6 +87,11 @@ class Contents:
     calibration: SampleRecord | None = None
     generation: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] | None = None
+
+    @property
+    def assets_folder(self) -> Literal["assets", "model"]:
+        """Where the assets go. A generation library's settings name no file outside of their own folder."""
+        return MODEL_FOLDER if self.generation else ASSETS_FOLDER
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -179,9 +184,10 @@ def _write_files(folder: Path, contents: Contents, golden: Golden) -> None:
     root = contents.artifact.root
     for source in list_files(root):
         _copy(source, folder / MODEL_FOLDER / source.relative_to(root))
-    write_assets(contents.model.assets, folder / ASSETS_FOLDER)
+    assets = folder / contents.assets_folder
+    write_assets(contents.model.assets, assets)
     for name, text in contents.generation.items():
-        write_text(folder / ASSETS_FOLDER / _asset(name), text)
+        write_text(assets / _asset(name), text)
     (folder / GOLDEN_FOLDER).mkdir()
     save_golden(golden, folder / GOLDEN_FOLDER)
     if contents.tokenizer is not None:
@@ -224,6 +230,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         toolchain=dict(contents.toolchain),
         facts=dict(artifact.facts),
         context=artifact.context,
+        assets=contents.assets_folder,
     )
 
 

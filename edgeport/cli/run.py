@@ -33,7 +33,6 @@ def open_conversation(
     Raises:
         BadInputError: the folder is no bundle, was changed, or holds no language model with a cache.
     """
-    from edgeport.bundle.manifest import ASSETS_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.runtime.conversation import Conversation, open_texts
     from edgeport.runtime.generate import Sampling
@@ -43,7 +42,7 @@ def open_conversation(
     found = read_bundle(bundle)
     verify_files(found)
     tokens = open_tokens(found.artifact, threads=threads)
-    return Conversation(tokens, open_texts(bundle / ASSETS_FOLDER), sampling)
+    return Conversation(tokens, open_texts(bundle / found.manifest.assets), sampling)
 
 
 def speed(record: Generation) -> str:

@@ -176,14 +176,14 @@ def test_a_wrong_tokenizer_is_caught(bundle: Path, tmp_path: Path) -> None:
     """By the hashes when it was changed; by the vectors when it was wrong from the start."""
     changed = tmp_path / "changed"
     shutil.copytree(bundle, changed)
-    path = changed / "assets" / "tokenizer.json"
+    path = changed / "model" / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:2]
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(BadInputError, match=r"tokenizer\.json"):
         validate_bundle(changed, quick=True)
     vectors = json.loads((bundle / "golden" / "tokenizer.json").read_text())
-    found = replay(vectors, changed / "assets", "onnxruntime")
+    found = replay(vectors, changed / "model", "onnxruntime")
     device = next(item for item in found if item.device)
     assert device.different > 0
     evidence = read_bundle(bundle).evidence
@@ -196,7 +196,7 @@ def test_a_wrong_tokenizer_is_caught(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_the_device_can_not_read_fails(bundle: Path, tmp_path: Path) -> None:
     """transformers' own class name, which onnxruntime-extensions refuses: why bundles carry another one."""
-    shutil.copytree(bundle / "assets", tmp_path / "assets")
+    shutil.copytree(bundle / "model", tmp_path / "assets", ignore=shutil.ignore_patterns("model.onnx"))
     vectors = json.loads((bundle / "golden" / "tokenizer.json").read_text())
     config = tmp_path / "assets" / "tokenizer_config.json"
     assert json.loads(config.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -210,10 +210,10 @@ def test_a_tokenizer_that_the_device_can_not_read_fails(bundle: Path, tmp_path: 
 
 
 def test_the_settings_of_onnxruntime_genai_name_the_file_and_its_cache(bundle: Path) -> None:
-    config = json.loads((bundle / "assets" / "genai_config.json").read_text())
+    config = json.loads((bundle / "model" / "genai_config.json").read_text())
     decoder = config["model"]["decoder"]
     names = {spec.name for spec in read_bundle(bundle).artifact.inputs}
-    assert (bundle / "assets" / decoder["filename"]).resolve() == (bundle / "model" / "model.onnx").resolve()
+    assert (bundle / "model" / decoder["filename"]).resolve() == (bundle / "model" / "model.onnx").resolve()
     for layer in range(decoder["num_hidden_layers"]):
         assert decoder["inputs"]["past_key_names"].replace("%d", str(layer)) in names
     assert config["model"]["context_length"] == 64

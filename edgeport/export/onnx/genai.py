@@ -20,7 +20,7 @@ def genai_config(model: Model, filename: str, stop: Collection[int]) -> str | No
     """The config's text; None for layers of different widths, which onnxruntime-genai does not know.
 
     Args:
-        filename: of the ONNX file, from the config's folder.
+        filename: of the ONNX file, in the config's folder: one outside of it is refused there.
         stop: tokens that end a text.
 
     Raises:
