@@ -11,11 +11,13 @@ import math
 from edgeport.errors import EXIT_LATENCY, EXIT_MEMORY, EXIT_NOT_VALID, EXIT_OK, EXIT_PARITY, EXIT_SIZE
 from edgeport.recipe import Budgets
 from edgeport.validate.evidence import Check, Evidence, Measurements, OutputParity, Verdict
+from edgeport.validate.generation import LEAST_COSINE
 
 ADVICE = {
     "finite": "Export with precision fp32, or look for a layer that overflows float16.",
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
+    "long_cache": "Report this as a bug of edgeport: the cache goes wrong as it grows.",
     "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
     "holds that the device's implementation does not know.",
     "cosine_min": "Keep the layers with the largest relative error in float (`exclude` in the recipe), or use int8.",
@@ -28,6 +30,7 @@ ADVICE = {
 }
 MEASURE_ADVICE = "Measure again on a quiet machine, without --quick."
 ABSENT_ADVICE = "Take the budget out of the recipe for this target, or measure it on a device."
+LOGITS = "logits"
 PARITY_BUDGETS = ("cosine_min", "relative_l2_max", "top1_agreement_min", "kl_max")
 
 
@@ -42,6 +45,7 @@ def judge(measurements: Measurements, budgets: Budgets) -> Verdict:
         *_parity_checks(measurements, budgets),
         _weight_check(measurements),
         *_tokenizer_checks(measurements),
+        *_generation_checks(measurements),
         *_latency_checks(measurements, budgets),
         *_size_checks(measurements, budgets),
         *_memory_checks(measurements, budgets),
@@ -177,6 +181,19 @@ def _tokenizer_checks(measurements: Measurements) -> list[Check]:
             told += "; ".join(found.examples)
         checks.append(_flag("tokenizer", None, found.failed is None and not found.different, told))
     return checks
+
+
+def _generation_checks(measurements: Measurements) -> list[Check]:
+    """A text in the cache token by token scores as it does all at once."""
+    found = measurements.generation
+    if found is None:
+        return []
+    fine = found.long_cosine >= LEAST_COSINE
+    message = (
+        f"{found.long_tokens} tokens one by one score as all at once: cosine {found.long_cosine:.4f}, "
+        f"KL {found.long_kl:.2g} nats; at least {LEAST_COSINE} is demanded"
+    )
+    return [_flag("long_cache", LOGITS, fine, message)]
 
 
 def _latency_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:

@@ -253,6 +253,7 @@ def _measure(
     from edgeport.bundle.golden import MOST_SAMPLES
     from edgeport.runtime.session import open_session
     from edgeport.stages import run_stage
+    from edgeport.validate.generation import measure_generation
     from edgeport.validate.run import QUICK, Effort, measure
     from edgeport.vectors import load_vectors, save_vectors
 
@@ -272,7 +273,15 @@ def _measure(
             watch=progress.update,
         )
         if job.model.decoder is not None:
-            measurements = measurements.model_copy(update={"tokenizers": _tokenizers(job, out)})
+            generation = measure_generation(
+                artifact,
+                inputs,
+                cache_values=job.model.decoder.cached_values,
+                quick=job.request.quick,
+                watch=lambda detail: progress.update(len(inputs), len(inputs), detail),
+            )
+            added = {"tokenizers": _tokenizers(job, out), "generation": generation}
+            measurements = measurements.model_copy(update=added)
         (out / "measurements.json").write_text(canonical_json(measurements.model_dump(mode="json")))
         if job.request.target.execution.here != "none":
             session = open_session(artifact)

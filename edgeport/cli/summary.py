@@ -85,6 +85,27 @@ def _tokenizers(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = evidence.get("generation")
+    if not found:
+        return []
+    size = in_bytes(found["context"] * found["cache_bytes_per_token"])
+    rows = [
+        (
+            "cache",
+            f"{found['context']} tokens, {size} when full; {found['long_tokens']} tokens one by one against all at "
+            f"once: cosine {found['long_cosine']:.4f}, KL {found['long_kl']:.2g}",
+        )
+    ]
+    for rate in found["rates"]:
+        first = f"first token after {rate['first_token_ms']:.0f} ms ({rate['prefill_tokens_per_s']:.0f} tokens/s)"
+        then = (
+            f"then {rate['decode_tokens_per_s']:.1f} tokens/s ({rate['decode_cpu_ms']:.1f} ms of processor time each)"
+        )
+        rows.append((f"generation at {rate['length']}", f"{first}, {then}"))
+    return rows
+
+
 def cost_words(cost: Mapping[str, Any]) -> str:
     """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
     parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
@@ -108,6 +129,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_parity_rows(evidence["parity"]),
         ("quantized weights", _weights(evidence)),
         *_tokenizers(evidence),
+        *_generation(evidence),
         ("latency", _latency(evidence)),
         ("peak memory", _memory(evidence)),
         *([("compression", cost_words(cost))] if cost else []),

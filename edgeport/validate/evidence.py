@@ -255,6 +255,41 @@ class TokenizerParity(Strict):
     failed: str | None = None
 
 
+class GenerationRate(Strict):
+    """Speed with a text of some length in the cache; wall time, and processor time of the same calls.
+
+    Attributes:
+        length: tokens in the cache.
+        first_token_ms, prefill_tokens_per_s, prefill_cpu_ms: reading them at once into an empty cache.
+        decode_tokens_per_s, decode_cpu_ms: one more token (median).
+    """
+
+    length: int
+    first_token_ms: float
+    prefill_tokens_per_s: float
+    prefill_cpu_ms: float
+    decode_tokens_per_s: float
+    decode_cpu_ms: float
+
+
+class Generation(Strict):
+    """How a decoder generates (`edgeport.validate.generation`).
+
+    Attributes:
+        context: tokens that the cache holds.
+        cache_bytes_per_token: that one token takes in it.
+        long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
+        rates: at several lengths; empty in a reference evaluator.
+    """
+
+    context: int
+    cache_bytes_per_token: int
+    long_tokens: int
+    long_cosine: float
+    long_kl: float
+    rates: tuple[GenerationRate, ...] = ()
+
+
 class Measurements(Strict):
     """Everything measured about one artifact, before the gate has judged it."""
 
@@ -273,6 +308,7 @@ class Measurements(Strict):
     memory_absent: str | None = None
     compression: CompressionCost | None = None
     tokenizers: tuple[TokenizerParity, ...] = ()
+    generation: Generation | None = None
 
 
 class Evidence(Measurements):

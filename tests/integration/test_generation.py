@@ -68,6 +68,31 @@ def test_the_evidence_names_the_cache_and_the_device_tokenizer(bundle: Path) -> 
     assert [check.passed for check in found.evidence.verdict.checks if check.metric == "tokenizer"] == [True]
 
 
+def test_the_evidence_says_how_it_generates(bundle: Path) -> None:
+    evidence = read_bundle(bundle).evidence
+    assert evidence is not None
+    found = evidence.generation
+    assert found is not None
+    assert (found.context, found.long_tokens) == (64, 64)
+    assert found.cache_bytes_per_token == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, width, float32
+    assert found.long_cosine > 0.999999
+    assert [rate.length for rate in found.rates] == [32]
+    assert found.rates[0].decode_tokens_per_s > 0
+    assert [check.passed for check in evidence.verdict.checks if check.metric == "long_cache"] == [True]
+
+
+def test_a_cache_that_goes_wrong_as_it_grows_fails_the_gate(bundle: Path) -> None:
+    """One position off leaves a cosine of 0.9 or less; the gate stops well before."""
+    evidence = read_bundle(bundle).evidence
+    assert evidence is not None
+    assert evidence.generation is not None
+    bad = evidence.generation.model_copy(update={"long_cosine": 0.95})
+    measured = Measurements(**{**evidence.model_dump(exclude={"verdict"}), "generation": bad})
+    verdict = judge(measured, load_recipe("fp32").gate)
+    assert verdict.exit_code == EXIT_PARITY
+    assert [check.metric for check in verdict.checks if not check.passed] == ["long_cache"]
+
+
 def test_run_answers_what_transformers_answers(
     bundle: Path, tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
