@@ -74,8 +74,28 @@ def runner(path: Path) -> Any:
 
 
 def feed(run: Any, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A row in the dtypes that the file takes."""
-    return {name: row[name].astype(found["dtype"]) for name, found in run.get_input_details().items()}
+    """A row in the dtypes that the file takes; a static file takes codes."""
+    values = {}
+    for name, found in run.get_input_details().items():
+        value, dtype = row[name], found["dtype"]
+        scale, zero_point = found["quantization"]
+        if value.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
+            limits = np.iinfo(dtype)
+            value = np.clip(np.round(value / scale) + zero_point, limits.min, limits.max)
+        values[name] = value.astype(dtype)
+    return values
+
+
+def answer(run: Any, row: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs in the model's order, in float32."""
+    details, result = run.get_output_details(), run(**feed(run, row))
+    values = []
+    for name in sorted(result):
+        scale, zero_point = details[name]["quantization"]
+        value = result[name].astype(np.float32)
+        coded = np.issubdtype(details[name]["dtype"], np.integer) and scale
+        values.append((value - zero_point) * np.float32(scale) if coded else value)
+    return values
 
 
 def main() -> None:
@@ -101,9 +121,8 @@ def main() -> None:
     names = [spec.name for spec in model.outputs]
     answers = {}
     for index, row in enumerate(pad(rows, shapes)):
-        result = run(**feed(run, row))
-        for key, value in zip(names, (result[key] for key in sorted(result)), strict=True):
-            answers[f"{index}/{key}"] = value.astype(np.float32)
+        for key, value in zip(names, answer(run, row), strict=True):
+            answers[f"{index}/{key}"] = value
     np.savez(Path(out).with_name("outputs.npz"), **answers)
 
 

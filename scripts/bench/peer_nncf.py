@@ -1,7 +1,7 @@
 """NNCF on one ONNX file; run by quality.py in an interpreter that has NNCF.
 
 peer_nncf.py FLOAT.onnx CALIBRATION.npz OUT.onnx INT4_SYM|INT4_ASYM GROUP   4-bit weights, AWQ and scale estimation
-peer_nncf.py FLOAT.onnx CALIBRATION.npz OUT.onnx PTQ transformer|other      static int8 of weights and activations
+peer_nncf.py FLOAT.onnx CALIBRATION.npz OUT.onnx PTQ|PTQ_BIAS transformer|other   static int8, also of activations
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from peer_inputs import read
 
 def main() -> None:
     plain, data, out, mode, detail = sys.argv[1:]
-    model, rows = onnx.load(plain), read(data)
-    if mode == "PTQ":
+    # NNCF looks the shapes of a transposed (tied) weight up.
+    model, rows = onnx.shape_inference.infer_shapes(onnx.load(plain)), read(data)
+    if mode.startswith("PTQ"):
         compressed = nncf.quantize(
             model,
             nncf.Dataset(rows),
             subset_size=len(rows),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if detail == "transformer" else None,
-            fast_bias_correction=False,
+            fast_bias_correction=mode != "PTQ_BIAS",
         )
     else:
         compressed = nncf.compress_weights(

@@ -47,9 +47,9 @@ def nncf_peers(python: Path, bench: Bench) -> Iterator[Peer]:
             name = f"{mode}, AWQ + scale estimation"
             yield Peer(NNCF, name, f"{weights}; embeddings int8", make, calibrated=True)
     if bench.model.task != LANGUAGE:
-        make = nncf(python, bench, "PTQ", "other" if image else "transformer")
-        name, words = "quantize, bias correction", "int8 per channel"
-        yield Peer(NNCF, name, words, make, "static int8", calibrated=True)
+        for name, mode in (("quantize", "PTQ"), ("quantize, full bias correction", "PTQ_BIAS")):
+            make = nncf(python, bench, mode, "other" if image else "transformer")
+            yield Peer(NNCF, name, "int8 per channel", make, "static int8", calibrated=True)
 
 
 def litert_peers(python: Path, bench: Bench) -> Iterator[Peer]:
@@ -126,6 +126,8 @@ def without_past(bench: Bench, path: Path) -> Iterator[Mapping[str, np.ndarray]]
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    config: Any = bench.model.module.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for row in bench.inputs:
         known = {**row, "position_ids": np.arange(row["input_ids"].shape[1])[None]}
         feed = {}
@@ -134,8 +136,7 @@ def without_past(bench: Bench, path: Path) -> Iterator[Mapping[str, np.ndarray]]
             if value.name in known:
                 feed[value.name] = known[value.name].astype(dtype)
             else:
-                _, heads, _, size = value.shape
-                feed[value.name] = np.zeros((1, heads, 0, size), dtype)
+                feed[value.name] = np.zeros((1, config.num_key_value_heads, 0, head), dtype)
         yield {"logits": session.run(["logits"], feed)[0]}
 
 

@@ -229,8 +229,10 @@ def torchao(bits: int, group: int | None, average: float, *, symmetric: bool = T
             mapping_type=MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
         )
         size = 4 * sum(p.numel() for p in module.parameters())
+        seen: set[int] = set()  # a tied weight would be stored once
         for layer in module.modules():
-            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
+            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding) and id(layer.weight) not in seen:
+                seen.add(id(layer.weight))
                 scales = layer.weight.numel() // (group or layer.weight.shape[1])
                 size -= 4 * layer.weight.numel()
                 size += layer.weight.numel() * bits // 8 + 4 * scales + (0 if symmetric else scales * bits // 8)

@@ -38,7 +38,7 @@ MIXED = {
         *("int8", "int8_g16", "int8_g32", "int8_g64", "uint8_g32"),
         *("uint4_g16", "uint4_g32", "uint4_g64", "int4_g32", "int4_g64", "int4_g128", "uint2_g32"),
     ],
-    COREML: ["int8", "lut8", "lut6", "lut6_g16", "lut4", "lut4_g8", "lut4_g16", "lut3_g8", "lut3_g16", "lut2_g8"],
+    COREML: ["int8", "lut6", "lut6_g16", "lut4", "lut4_g8", "lut3_g8"],
 }
 """What mixed precision chooses from."""
 CONV = {ORT: {"conv": ["int8"], "depthwise_conv": ["int8"]}, COREML: {}}
