@@ -1,14 +1,16 @@
 """LiteRT: convert a model with litert-torch, quantize it with AI Edge Quantizer, run it; in an interpreter with both.
 
-peer_litert.py MODEL INPUTS.npz CALIBRATION.npz FLOAT.tflite OUT.tflite RECIPE
+peer_litert.py MODEL INPUTS.npz CALIBRATION.npz FLOAT.onnx FLOAT.tflite OUT.tflite RECIPE
 
 The float file is converted once. Shapes are fixed at the largest of the inputs; what is shorter is padded, with zeros
-in the attention mask. The outputs of every input go to outputs.npz beside OUT.tflite.
+in the attention mask. The outputs of every input go to outputs.npz beside OUT.tflite, and with them the processor time
+of a run relative to ONNX Runtime's on FLOAT.onnx.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from edgeport.model.inputs import select_outputs
 from edgeport.model.load import load_model
 from edgeport.model.types import Model
 
+ROUNDS = 9
 OCTAV, GPTQ = recipe.AlgorithmName.OCTAV, recipe.AlgorithmName.GPTQ
 RECIPES = {
     "float": None,
@@ -98,8 +101,27 @@ def answer(run: Any, row: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return values
 
 
+def cpu_ratio(run: Any, plain: str, row: Mapping[str, np.ndarray]) -> float:
+    """Median processor time of one run, relative to ONNX Runtime's of the float file; one thread, taking turns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(plain, options, providers=["CPUExecutionProvider"])
+    fed = {value.name: row[value.name] for value in session.get_inputs()}
+    coded = feed(run, row)
+    calls = (lambda: session.run(None, fed), lambda: run(**coded))
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 2):
+        for index in (0, 1) if turn % 2 else (1, 0):
+            start = time.process_time()
+            calls[index]()
+            times[index].append(time.process_time() - start)
+    return float(np.median(times[1][2:]) / np.median(times[0][2:]))
+
+
 def main() -> None:
-    reference, inputs, calibration, plain, out, name = sys.argv[1:]
+    reference, inputs, calibration, plain_onnx, plain, out, name = sys.argv[1:]
     rows, tune = read(inputs), read(calibration)
     shapes = {
         key: tuple(int(size) for size in np.max([row[key].shape for row in rows + tune], axis=0)) for key in rows[0]
@@ -120,9 +142,11 @@ def main() -> None:
     run = runner(Path(plain) if make is None else Path(out))
     names = [spec.name for spec in model.outputs]
     answers = {}
-    for index, row in enumerate(pad(rows, shapes)):
+    padded = pad(rows, shapes)
+    for index, row in enumerate(padded):
         for key, value in zip(names, answer(run, row), strict=True):
             answers[f"{index}/{key}"] = value
+    answers["cpu_ratio"] = np.array(cpu_ratio(run, plain_onnx, padded[0]))
     np.savez(Path(out).with_name("outputs.npz"), **answers)
 
 

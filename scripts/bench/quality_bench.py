@@ -33,7 +33,7 @@ FILE, FLOAT = "model.onnx", "float"
 OPSET = 21
 LANGUAGE = "text-generation"
 CORPORA = {"owt_5.jsonl": "openwebtext", "wikipedia_5.jsonl": "wikipedia"}
-WINDOWS, WINDOW = 16, 256
+WINDOWS, WINDOW = 8, 256
 """Language models are measured on this many windows of this many tokens of each corpus."""
 
 Arrays = Mapping[str, np.ndarray]

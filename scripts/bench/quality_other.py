@@ -72,8 +72,12 @@ def litert(python: Path, recipe: str, bits: float) -> Callable[[Bench, Path], Ma
     def make(bench: Bench, folder: Path) -> Made:
         path = folder / "model.tflite"
         stored = (bench.stored("inputs"), bench.stored("calibration"))
-        call(python, "peer_litert.py", bench.reference, *stored, bench.plain.with_suffix(".tflite"), path, recipe)
-        return Made(cut(bench, folder / "outputs.npz"), path.stat().st_size, bits, "LiteRT 2.3.0")
+        plain = (bench.plain, bench.plain.with_suffix(".tflite"))
+        call(python, "peer_litert.py", bench.reference, *stored, *plain, path, recipe)
+        answers = folder / "outputs.npz"
+        with np.load(answers) as found:
+            ratio = float(found["cpu_ratio"])
+        return Made(cut(bench, answers), path.stat().st_size, bits, "LiteRT 2.3.0", cpu_ratio=ratio)
 
     return make
 
