@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quality_bench import Bench, Made
 from quality_peers import Peer
+from quality_table import EVALUATOR
 
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import lower
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from edgeport.model.types import Model
 
 TARGET = "ios18-coreml"
-EVALUATOR = "Core ML reference evaluator"
 LINEAR, PALETTE = "linear_quantize_weights", "palettize_weights"
 KINDS = ("linear", "matmul", "conv", "gather")
 """Operators whose weights are compressed: a global setting would also take folded constants of no use to anyone."""

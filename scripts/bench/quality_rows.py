@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import quality_table
 from quality_bench import LANGUAGE, SAMPLES, Bench, Made
 
 from edgeport.compress import apply_recipe
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from edgeport.model.types import Model
 
 ORT, COREML = "linux-x86_64-ort", "ios18-coreml"
-RUNTIMES = {ORT: "ONNX Runtime", COREML: "Core ML reference evaluator"}
+RUNTIMES = {ORT: quality_table.ORT, COREML: quality_table.EVALUATOR}
 PRECISION: dict[str, Literal["fp32", "fp16"]] = {ORT: "fp32", COREML: "fp16"}
 
 METHODS: dict[str, list[dict[str, Any]]] = {
@@ -41,8 +42,8 @@ MIXED = {
     COREML: ["int8", "lut6", "lut6_g16", "lut4", "lut4_g8", "lut3_g8"],
 }
 """What mixed precision chooses from."""
-CONV = {ORT: {"conv": ["int8"], "depthwise_conv": ["int8"]}, COREML: {}}
-"""Convolutions where they have fewer formats than linear layers have."""
+CONV = {ORT: ["int8"], COREML: ["int8", "lut6", "lut6_g16", "lut4_g8"]}
+"""The same for convolutions. A small one may stay in float: it costs few bytes, and some are worth many."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ LINES = (
     Line(ORT, "rtn gptq", "int8", dynamic=True),
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
-    Line(ORT, "gptq", 8.75, kinds=TRANSFORMERS),
+    Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq awq+gptq", 6.0, kinds=TRANSFORMERS),
     Line(ORT, "gptq awq+gptq", 5.0, kinds=TRANSFORMERS),
     Line(ORT, "gptq awq+gptq rotate+gptq", 4.5, kinds=TRANSFORMERS),
@@ -97,6 +98,7 @@ LINES = (
     Line(COREML, "gptq", "lut6", kinds="text image language"),
     Line(COREML, "gptq", "lut4_g16", ("lut4",), kinds="text image language"),
     Line(COREML, "gptq", "lut3_g16", ("lut3",), kinds="text language"),
+    Line(COREML, "gptq", 8.25, kinds="image"),
     Line(COREML, "gptq", 6.0, kinds="image"),
     Line(COREML, "gptq", 4.5, kinds="text image language"),
 )
@@ -108,7 +110,7 @@ WORDS = {"int8": "int8 per channel symmetric", "int4": "int4 per channel symmetr
 def in_words(form: str | float) -> str:
     """A format as the table says it."""
     if isinstance(form, float):
-        return "mixed 2-8 bits"
+        return "mixed"
     scheme, _, group = form.partition("_g")
     if scheme.startswith("lut"):
         return f"{scheme[3:]}-bit palette" + (f" every {group} channels" if group else "")
@@ -119,9 +121,13 @@ def in_words(form: str | float) -> str:
 
 def recipe_of(line: Line, method: str, name: str) -> Recipe:
     """The recipe that a line stands for."""
-    forms = MIXED[line.target] if isinstance(line.form, float) else [line.form, *line.fallback]
-    step: dict[str, Any] = {"linear": forms, "embedding": forms, "conv": forms, "depthwise_conv": forms}
-    step |= CONV[line.target] | {"activations": ["dynamic_int8", "float"] if line.dynamic else "float"}
+    if isinstance(line.form, float):
+        forms, conv = MIXED[line.target], [*CONV[line.target], "float"]
+    else:
+        forms = [line.form, *line.fallback]
+        conv = CONV[line.target] if line.target == ORT else forms
+    step: dict[str, Any] = {"linear": forms, "embedding": forms, "conv": conv, "depthwise_conv": conv}
+    step["activations"] = ["dynamic_int8", "float"] if line.dynamic else "float"
     if isinstance(line.form, float):
         step["bits_per_weight"] = line.form
     steps = [dict(step) for step in METHODS[method]]

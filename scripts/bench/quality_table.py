@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 OURS = "edgeport"
-ORT = "ONNX Runtime"
+ORT, EVALUATOR = "ONNX Runtime", "Core ML reference evaluator"
 HALF = 0.5
 SLACK = 0.1
 """The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight."""
@@ -112,11 +112,21 @@ class Duel:
 
 
 def duels(rows: Sequence[Result]) -> list[Duel]:
-    """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight."""
+    """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight.
+
+    Core ML files are compared with Core ML files, all others with our ONNX files.
+    """
     found = []
     for peer in sorted((row for row in rows if not row.ours), key=lambda row: row.error):
         size = peer.bytes * (GRAPH if peer.simulated else 1)
-        able = [row for row in rows if row.ours and row.bytes <= size and row.bits <= peer.bits + SLACK]
+        able = [
+            row
+            for row in rows
+            if row.ours
+            and row.bytes <= size
+            and row.bits <= peer.bits + SLACK
+            and (row.runtime == EVALUATOR) == (peer.runtime == EVALUATOR)
+        ]
         found.append(Duel(peer, min(able, key=lambda row: row.error, default=None)))
     return found
 

@@ -73,6 +73,17 @@ def test_a_peer_only_meets_rows_of_ours_that_are_no_larger_in_bytes_and_in_bits(
     assert duel.met
 
 
+def test_core_ml_files_are_compared_with_core_ml_files():
+    evaluated = {"runtime": table.EVALUATOR}
+    rows = [
+        row("coremltools", bits=4.1, size=100, error=0.04, **evaluated),
+        row("peer 1", bits=4.1, size=100, error=0.05),
+        row("edgeport", bits=4.1, size=99, error=0.02, **evaluated),
+        row("edgeport", bits=4.1, size=98, error=0.01),
+    ]
+    assert [duel.ours for duel in table.duels(rows)] == [rows[2], rows[3]]
+
+
 def test_an_error_above_half_of_the_peers_misses_the_aim_and_so_does_having_nothing_as_small():
     peers = [row("peer 1", bits=5, size=100, error=0.04), row("peer 1", bits=5, size=10, error=0.09)]
     first, second = table.duels([*peers, row("edgeport", bits=5, size=100, error=0.0201)])
