@@ -84,8 +84,19 @@ class Bench:
     labels: tuple[int, ...] = ()
 
     @property
+    def shared(self) -> Path:
+        """The folder of what several rows need."""
+        folder = self.folder / FLOAT
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
     def plain(self) -> Path:
-        return self.folder / FLOAT / FILE
+        """The plainly exported float ONNX file, made when first asked for."""
+        path = self.shared / FILE
+        if not path.is_file():
+            export_plain(self.model, path)
+        return path
 
     def ask(self, run: Callable[[Arrays], Arrays]) -> Iterator[Arrays]:
         """The answers of a session."""
@@ -93,7 +104,7 @@ class Bench:
 
     def stored(self, name: str) -> Path:
         """The inputs (`inputs`) or the calibration inputs (`calibration`) in a file, for a tool in its own process."""
-        path = self.folder / FLOAT / f"{name}.npz"
+        path = self.shared / f"{name}.npz"
         if not path.is_file():
             rows = self.inputs if name == "inputs" else self.calibration
             np.savez(path, **{f"{i}/{key}": value for i, row in enumerate(rows) for key, value in row.items()})
@@ -101,7 +112,7 @@ class Bench:
 
 
 def prepare(name: str, out: Path) -> Bench:
-    """Load a model by its name in the zoo or by its folder, run it, and export it plainly if that is still to do."""
+    """Load a model by its name in the zoo or by its folder, and run it."""
     reference = name if "/" in name else f"zoo:{name}"
     model = load_model(reference)
     folder = out / model.name
@@ -115,11 +126,7 @@ def prepare(name: str, out: Path) -> Bench:
     calibration = samples(model, count=SAMPLES, split="calibration").inputs
     session = TorchSession(model)
     answers = [session.run(row) for row in inputs]
-    bench = Bench(reference, model, folder, inputs, calibration, answers, groups, labels)
-    if not bench.plain.is_file():
-        bench.plain.parent.mkdir(parents=True, exist_ok=True)
-        export_plain(model, bench.plain)
-    return bench
+    return Bench(reference, model, folder, inputs, calibration, answers, groups, labels)
 
 
 def windows(model: Model) -> tuple[list[dict[str, np.ndarray]], tuple[str, ...]]:

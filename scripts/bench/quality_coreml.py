@@ -71,7 +71,6 @@ def row(function: str, make_config: Callable[[Any], Any]) -> Callable[[Bench, Pa
         compressed = getattr(coreml, function)(package, make_config(coreml))
         path = folder / "model.mlpackage"
         compressed.save(str(path))
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
         made = Artifact("coreml", "coreml", folder, path.name, plain.inputs, plain.outputs)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return Made(bench.ask(open_session(made).run), size, stored_bits(path), EVALUATOR)
@@ -79,12 +78,18 @@ def row(function: str, make_config: Callable[[Any], Any]) -> Callable[[Bench, Pa
     return make
 
 
+_CONVERTED: dict[Path, Artifact] = {}
+
+
 def _plain(bench: Bench) -> Artifact:
-    """The uncompressed package, made once."""
-    folder = bench.plain.parent / "coreml"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return lower(bench.model, load_target(TARGET), LoweringSettings("fp16", "dynamic"), folder)
+    """The uncompressed package, converted once a run."""
+    folder = bench.shared / "coreml"
+    if folder not in _CONVERTED:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        settings = LoweringSettings("fp16", "dynamic")
+        _CONVERTED[folder] = lower(bench.model, load_target(TARGET), settings, folder)
+    return _CONVERTED[folder]
 
 
 def coreml_peers(model: Model) -> Iterator[Peer]:

@@ -119,7 +119,7 @@ def read_back(model: Model, path: Path) -> tuple[Model, int, float]:
 
 def row(library: Path, kind: str) -> Callable[[Bench, Path], Made]:
     def make(bench: Bench, folder: Path) -> Made:
-        plain = bench.plain.with_suffix(".gguf")
+        plain = bench.shared / "model.gguf"
         if not plain.is_file():
             write_float(bench.model, plain)
         path = folder / "model.gguf"
