@@ -24,6 +24,8 @@ from edgeport.validate.outputs import SENTENCE_EMBEDDING
 from edgeport.validate.parity import compare
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgeport.model.types import Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,9 +175,23 @@ def export_plain(model: Model, out: Path) -> None:
                 model.module, kwargs=dict(model.example), opset_version=OPSET, dynamo=True, output_names=names
             )
             program = exported.model_proto
+    fold_transposes(program)
     # The quantizers infer the shapes again, and refuse to where the exporter's own differ.
     del program.graph.value_info[:]
     onnx.save(program, out)
+
+
+def fold_transposes(program: onnx.ModelProto) -> None:
+    """Give a tied head a weight of its own: every quantizer leaves out one that is the table's, transposed."""
+    from onnx import numpy_helper
+
+    graph = program.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in tensors]:
+        order = next((list(item.ints) for item in node.attribute if item.name == "perm"), None)
+        value = np.transpose(numpy_helper.to_array(tensors[node.input[0]]), order)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), node.output[0]))
+        graph.node.remove(node)
 
 
 def artifact(model: Model, path: Path) -> Artifact:

@@ -178,6 +178,23 @@ def test_bits_a_weight_are_read_from_the_integers_and_scales_of_a_file(tmp_path)
     assert peers.onnx_bits(tmp_path / "m.onnx") == pytest.approx(stored / (rows * columns + 800), rel=0.03)
 
 
+def test_a_tied_head_becomes_a_weight_of_its_own():
+    bench = load("quality_bench")
+    table_ = np.arange(6, dtype=np.float32).reshape(3, 2)
+    nodes = [
+        onnx.helper.make_node("Transpose", ["table"], ["head"], perm=[1, 0]),
+        onnx.helper.make_node("MatMul", ["x", "head"], ["y"]),
+    ]
+    program = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [], [], [onnx.numpy_helper.from_array(table_, "table")])
+    )
+    bench.fold_transposes(program)
+    assert [node.op_type for node in program.graph.node] == ["MatMul"]
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in program.graph.initializer}
+    assert np.array_equal(found["head"], table_.T)
+    assert np.array_equal(found["table"], table_)
+
+
 def test_rows_of_q_and_k_go_to_llama_cpps_order_and_back():
     gguf = load("quality_gguf")
     weight = np.arange(24).reshape(12, 2)
