@@ -50,10 +50,14 @@ another slice. So few samples rank methods that differ clearly; they don't separ
 *run by* is what executed the file. "Core ML reference evaluator" is edgeport's own interpreter of Core ML programs, for
 coremltools' files and ours alike: no Apple hardware was used. *simulated* rows run in PyTorch with the numbers the tool
 chose; their MB is what dense packing would take, and 1% is allowed for the graph. llama.cpp's rows run its dequantised
-weights in PyTorch, and their MB counts tensors alone. *bits/weight* counts scales and zero points and averages over the
-weights that are quantized; *MB* is the whole file in 1e6 bytes. "embeddings float" in a row therefore means few bits a
-weight and a large file. Quantizers of ONNX files get a tied head as a weight of its own, because they leave out one that
-is the embedding transposed; so it is stored twice. `MatMulNBits` and NNCF leave a Gemm (MiniLM's pooler, 0.6 MB) in float, which their MB shows.
+weights in PyTorch, and their MB counts tensors alone.
+
+*bits/weight* counts scales and zero points and averages over the weights that are quantized; *MB* is the whole file in
+1e6 bytes. "embeddings float" in a row therefore means few bits a weight and a large file. `MatMulNBits` and NNCF leave
+a Gemm (MiniLM's pooler, 0.6 MB) in float, which their MB shows. A tied head is a weight of its own in the float ONNX
+file that peers start from, because their quantizers leave out one that is the embedding transposed; so it is stored
+twice.
+
 Every ONNX file runs in the same session settings; on x86 without VNNI those keep 8-bit products from saturating, for
 all tools alike. The *error* that methods are ranked by is 1 - mean cosine for embeddings and mean KL(original || file)
 for class scores, for language models over two corpora. *CPU time / float* is the processor time of one run on one
