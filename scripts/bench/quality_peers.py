@@ -194,22 +194,10 @@ def _hqq(_inputs: list[Arrays]) -> Any:
     return HQQWeightOnlyQuantConfig(block_size=BLOCK, bits=4)
 
 
-class _Loader:
-    """Calibration inputs as ONNX Runtime's GPTQ reads them: (inputs, label) in batches of known size."""
-
-    batch_size = 1
-
-    def __init__(self, inputs: list[Arrays]) -> None:
-        self._inputs = inputs
-
-    def __iter__(self) -> Iterator[tuple[Arrays, None]]:
-        return ((row, None) for row in self._inputs)
-
-
 def _gptq(inputs: list[Arrays]) -> Any:
     from onnxruntime.quantization.matmul_nbits_quantizer import GPTQWeightOnlyQuantConfig
 
-    return GPTQWeightOnlyQuantConfig(calibration_data_reader=_Loader(inputs), actorder=True, mse=True)
+    return GPTQWeightOnlyQuantConfig(calibration_data_reader=inputs, actorder=True, mse=True)
 
 
 def torchao(bits: int, group: int | None, average: float, *, symmetric: bool = True) -> Callable[[Bench, Path], Made]:
