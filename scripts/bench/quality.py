@@ -9,7 +9,8 @@ the reference is the float model in PyTorch. Methods that calibrate, ours and th
 calibration slice. Rows are kept in --out and made once: a stopped run goes on where it was. `--models minilm
 --rows 'edgeport*int8*'` takes some of them, `--list` names them, `--fresh` makes them again, and `--latency` times the
 ONNX files against the float file. The tools that need an environment of their own are left out without `--peers-venv`.
-`smollm2-float` is made by float_smollm2.py.
+`smollm2-float` is made by float_smollm2.py. `--simulate` takes our rows from PyTorch, which saves minutes of lowering
+for large models; a run without it makes them again.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ logger = logging.getLogger(__name__)
 MODELS = ("minilm", "efficientnet-lite0", "mobilenetv2", "whisper-tiny.en", "smollm2-float")
 
 
-def make_row(bench: Bench, row: Ours | Peer, folder: Path) -> Result:
+def make_row(bench: Bench, row: Ours | Peer, folder: Path, *, simulate: bool) -> Result:
     """Make a row's files in an empty folder, and measure them."""
     start = time.perf_counter()
     if isinstance(row, Ours):
-        made, facts = make_ours(bench, row, folder)
+        made, facts = make_ours(bench, row, folder, simulate=simulate)
         tool = OURS
     else:
         made, tool = row.make(bench, folder), row.tool
@@ -80,12 +81,11 @@ def run_row(bench: Bench, label: str, row: Ours | Peer, arguments: argparse.Name
     """The row from its folder, or made anew."""
     folder = bench.folder / slug(label)
     record = folder / "row.json"
-    if record.is_file() and not arguments.fresh:
-        result = read_row(record)
-    else:
+    result = read_row(record) if record.is_file() and not arguments.fresh else None
+    if result is None or (result.ours and result.simulated and not arguments.simulate):
         folder.mkdir(parents=True, exist_ok=True)
         empty(folder)
-        result = make_row(bench, row, folder)
+        result = make_row(bench, row, folder, simulate=arguments.simulate)
     if arguments.latency and result.cpu_ratio is None and (folder / FILE).is_file() and not result.simulated:
         load = round(os.getloadavg()[0], 1)
         result = replace(result, cpu_ratio=cpu_ratio(bench, folder / FILE, arguments.rounds), load=load)
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the rows, make none")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--simulate", action="store_true", help="our rows without their files, for a first look")
     parser.add_argument("--rounds", type=int, default=30, help="timed runs of each file")
     parser.add_argument("--peers-venv", type=Path, help="the folder that peer_env.py filled")
     arguments = parser.parse_args()

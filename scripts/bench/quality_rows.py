@@ -16,6 +16,7 @@ from edgeport.export.artifact import LoweringSettings
 from edgeport.export.dispatch import lower
 from edgeport.recipe import Recipe, load_recipe
 from edgeport.runtime.session import open_session
+from edgeport.runtime.torch import TorchSession
 from edgeport.schema import parse_mapping
 from edgeport.target import load_target
 
@@ -154,21 +155,30 @@ def average_bits(records: tuple[LayerRecord, ...]) -> float:
     return 8 * sum(record.bytes_after for record in codes) / (sum(record.bytes_before for record in codes) / 4)
 
 
-def make_ours(bench: Bench, row: Ours, folder: Path) -> tuple[Made, dict[str, Any]]:
-    """The file, and what only it can say of itself."""
+def make_ours(bench: Bench, row: Ours, folder: Path, *, simulate: bool) -> tuple[Made, dict[str, Any]]:
+    """The file, and what only it can say of itself.
+
+    Args:
+        simulate: make no file; PyTorch runs the dequantised weights.
+    """
     start = time.perf_counter()
     target = load_target(row.target)
     compressed, records = apply_recipe(bench.model, row.recipe, target)
-    made = lower(compressed, target, LoweringSettings(PRECISION[row.target], "dynamic"), folder)
-    seconds = time.perf_counter() - start
+    bits = average_bits(records)
+    if simulate:
+        parameters = sum(parameter.numel() for parameter in compressed.module.parameters())
+        size = 4 * parameters + sum(record.bytes_after - record.bytes_before for record in records)
+        made = Made(bench.ask(TorchSession(compressed).run), size, bits, "PyTorch", simulated=True)
+    else:
+        artifact = lower(compressed, target, LoweringSettings(PRECISION[row.target], "dynamic"), folder)
+        paths = [artifact.path] if artifact.path.is_file() else [p for p in artifact.path.rglob("*") if p.is_file()]
+        size = sum(path.stat().st_size for path in paths)
+        file = artifact.path if row.target == ORT else None
+        made = Made(bench.ask(open_session(artifact).run), size, bits, RUNTIMES[row.target], file)
     codes = [record for record in records if record.sha256 is not None]
     dynamic = any(record.activation == "dynamic_int8" for record in codes if record.kinds != ("embedding",))
-    files = [made.path] if made.path.is_file() else [path for path in made.path.rglob("*") if path.is_file()]
-    file = made.path if row.target == ORT else None
-    size = sum(path.stat().st_size for path in files)
-    outputs = bench.ask(open_session(made).run)
-    return Made(outputs, size, average_bits(records), RUNTIMES[row.target], file), {
-        "activations": "dynamic int8" if dynamic else "float",
+    return made, {
+        "activations": "dynamic int8" if dynamic and not simulate else "float",
         "calibration": f"{len(bench.calibration)} samples" if row.recipe.calibrates else "none",
-        "seconds": seconds,
+        "seconds": time.perf_counter() - start,
     }
