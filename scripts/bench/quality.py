@@ -108,7 +108,9 @@ def place(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS), help="zoo names or folders, with commas")
-    parser.add_argument("--rows", default="*", help="pattern of 'tool name', several with commas, in this order")
+    parser.add_argument(
+        "--rows", default="*", help="pattern of 'tool name' (? for a comma in it), several with commas, in this order"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "quality")
     parser.add_argument("--docs", type=Path, help="write the tables of all rows in --out here")
     parser.add_argument("--list", action="store_true", help="name the rows, make none")
