@@ -14,6 +14,7 @@ from quality_bench import LANGUAGE, SAMPLES, Bench, Made
 from edgeport.compress import apply_recipe
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.dispatch import lower
+from edgeport.formats import WeightFormat
 from edgeport.recipe import Recipe, load_recipe
 from edgeport.runtime.session import open_session
 from edgeport.runtime.torch import TorchSession
@@ -99,7 +100,7 @@ LINES = (
     Line(COREML, "gptq", "lut6", kinds="text image language"),
     Line(COREML, "gptq", "lut4_g16", ("lut4",), kinds="text image language"),
     Line(COREML, "gptq", "lut3_g16", ("lut3",), kinds="text language"),
-    Line(COREML, "gptq", 8.25, kinds="image"),
+    Line(COREML, "gptq", 8.12, kinds="image"),
     Line(COREML, "gptq", 6.0, kinds="image"),
     Line(COREML, "gptq", 4.5, kinds="text image language"),
 )
@@ -123,7 +124,10 @@ def in_words(form: str | float) -> str:
 def recipe_of(line: Line, method: str, name: str) -> Recipe:
     """The recipe that a line stands for."""
     if isinstance(line.form, float):
-        forms, conv = MIXED[line.target], [*CONV[line.target], "float"]
+        # Beyond 8 bits what is narrower has no chance, and palettes take long to measure.
+        least = 8 if line.form > 8 else 0
+        forms = [name for name in MIXED[line.target] if WeightFormat.parse(name).bits >= least]
+        conv = [name for name in CONV[line.target] if WeightFormat.parse(name).bits >= least] + ["float"]
     else:
         forms = [line.form, *line.fallback]
         conv = CONV[line.target] if line.target == ORT else forms
