@@ -35,6 +35,8 @@ LIMITS = (
     "coremltools' training-time palettization (DKM) and its GPTQ.",
 )
 """What was tried or considered and has no row, and why."""
+LOW_RANK = Path(__file__).parent / "quality_lowrank.md"
+"""A paragraph whose numbers are of single runs, noted by hand."""
 INT8_COSINE, INT8_MB = 0.998, 23.5
 INT8_LOSS = 0.002
 HEAD = f"""# Compression quality
@@ -189,6 +191,7 @@ def document(rows: Sequence[Result]) -> str:
         missing.append("- processor time: `--latency`. Until then nothing here says what is fast.")
     commits = sorted({row.commit for row in rows if row.commit})
     parts += ["## Not measured", "\n".join(missing)]
+    parts.append(LOW_RANK.read_text().rstrip())
     if commits:
         parts.append(f"Rows were made at edgeport's commits {', '.join(commits)} (a + marks changes since).")
     return "\n\n".join(parts) + "\n"

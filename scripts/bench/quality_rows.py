@@ -35,7 +35,10 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "gptq": [{"method": "gptq"}],
     "awq+gptq": [{"method": "awq"}, {"method": "gptq"}],
     "rotate+gptq": [{"method": "rotate"}, {"method": "gptq"}],
+    "gptq+brecq": [{"method": "gptq"}, {"method": "brecq"}],
+    "awq+gptq+brecq": [{"method": "awq"}, {"method": "gptq"}, {"method": "brecq"}],
 }
+QUANTIZES = ("rtn", "hqq", "gptq")
 MIXED = {
     ORT: [
         *("int8", "int8_g16", "int8_g32", "int8_g64", "uint8_g32"),
@@ -69,7 +72,7 @@ class Line:
     Attributes:
         form: a weight format, or bits a weight for mixed precision.
         fallback: formats for weights that don't fit the first.
-        dynamic: 8-bit activations too, where the target has kernels.
+        activations: integer activations too, where the target has kernels.
         kinds: of models.
     """
 
@@ -77,20 +80,21 @@ class Line:
     methods: str
     form: str | float
     fallback: tuple[str, ...] = ("int8",)
-    dynamic: bool = False
+    activations: Literal["dynamic_int8", "static_int8", "float"] = "float"
     kinds: str = "text image audio language"
 
 
 TRANSFORMERS = "text audio language"
 LINES = (
-    Line(ORT, "rtn gptq", "int8", dynamic=True),
+    Line(ORT, "rtn gptq", "int8", activations="dynamic_int8"),
+    Line(ORT, "gptq", "int8", activations="static_int8"),
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
     Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq awq+gptq", 6.0, kinds=TRANSFORMERS),
     Line(ORT, "gptq awq+gptq", 5.0, kinds=TRANSFORMERS),
-    Line(ORT, "gptq awq+gptq rotate+gptq", 4.5, kinds=TRANSFORMERS),
-    Line(ORT, "rtn hqq gptq awq+gptq", "uint4_g32", kinds=TRANSFORMERS),
+    Line(ORT, "gptq awq+gptq rotate+gptq awq+gptq+brecq", 4.5, kinds=TRANSFORMERS),
+    Line(ORT, "rtn hqq gptq awq+gptq gptq+brecq", "uint4_g32", kinds=TRANSFORMERS),
     Line(ORT, "gptq", "int4_g32", kinds=TRANSFORMERS),
     Line(ORT, "awq+gptq", 4.0, kinds=TRANSFORMERS),
     Line(ORT, "awq+gptq", 3.0, kinds=TRANSFORMERS),
@@ -104,8 +108,9 @@ LINES = (
     Line(COREML, "gptq", 6.0, kinds="image"),
     Line(COREML, "gptq", 4.5, kinds="text image language"),
 )
-RECIPES = ("int8", "int4", "mixed")
+RECIPES = ("int8", "int8-static", "int4", "mixed")
 """Those that come with edgeport, as they are."""
+SUFFIX = {"float": "", "dynamic_int8": " a8", "static_int8": " static"}
 WORDS = {"int8": "int8 per channel symmetric", "int4": "int4 per channel symmetric"}
 
 
@@ -132,11 +137,10 @@ def recipe_of(line: Line, method: str, name: str) -> Recipe:
         forms = [line.form, *line.fallback]
         conv = CONV[line.target] if line.target == ORT else forms
     step: dict[str, Any] = {"linear": forms, "embedding": forms, "conv": conv, "depthwise_conv": conv}
-    step["activations"] = ["dynamic_int8", "float"] if line.dynamic else "float"
+    step["activations"] = ["float"] if line.activations == "float" else [line.activations, "float"]
     if isinstance(line.form, float):
         step["bits_per_weight"] = line.form
-    steps = [dict(step) for step in METHODS[method]]
-    steps[-1] |= step
+    steps = [one | (step if one["method"] in QUANTIZES else {}) for one in METHODS[method]]
     value = {"name": "bench", "summary": name, "compress": steps, "gate": {}}
     return parse_mapping(Recipe, {**value, "calibration": {"samples": SAMPLES}}, name)
 
@@ -149,7 +153,7 @@ def our_rows(model: Model) -> Iterator[Ours]:
     for line in LINES:
         for method in line.methods.split() if kind in line.kinds.split() else ():
             form = f"mixed {line.form:g}" if isinstance(line.form, float) else line.form
-            name = f"{method} {form}" + " a8" * line.dynamic + " coreml" * (line.target == COREML)
+            name = f"{method} {form}" + SUFFIX[line.activations] + " coreml" * (line.target == COREML)
             yield Ours(name, line.target, in_words(line.form), recipe_of(line, method, name))
 
 
@@ -180,9 +184,9 @@ def make_ours(bench: Bench, row: Ours, folder: Path, *, simulate: bool) -> tuple
         file = artifact.path if row.target == ORT else None
         made = Made(bench.ask(open_session(artifact).run), size, bits, RUNTIMES[row.target], file)
     codes = [record for record in records if record.sha256 is not None]
-    dynamic = any(record.activation == "dynamic_int8" for record in codes if record.kinds != ("embedding",))
+    found = {record.activation for record in codes if record.kinds != ("embedding",)} - {"float"}
     return made, {
-        "activations": "dynamic int8" if dynamic and not simulate else "float",
+        "activations": "float" if simulate or not found else " and ".join(sorted(found)).replace("_", " "),
         "calibration": f"{len(bench.calibration)} samples" if row.recipe.calibrates else "none",
         "seconds": time.perf_counter() - start,
     }
