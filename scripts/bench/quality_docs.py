@@ -26,9 +26,12 @@ MODELS = {
     "efficientnet-lite0": "EfficientNet-Lite0, a convolutional classifier of 4.7 M parameters",
     "mobilenetv2": "MobileNetV2, a convolutional classifier of 3.5 M parameters",
     "whisper-tiny.en": "Whisper tiny.en, speech recognition, 37.8 M parameters, the checkpoint in float16",
-    "smollm2-float": "SmolLM2-135M, a language model fine-tuned off its 4-bit grid by scripts/bench/float_smollm2.py",
+    "smollm2-float": "SmolLM2-135M, a language model fine-tuned off its 4-bit grid by scripts/bench/float_smollm2.py "
+    "(300 steps, which left its perplexity higher than it came)",
 }
 LIMITS = (
+    "ONNX Runtime's GPTQ on language models: it runs the whole model once for each matrix and sample, which takes hours.",
+    "coremltools' k-means on MiniLM: palettes of 22 M weights were not done after twelve minutes on a busy machine.",
     "NNCF's GPTQ and LoRA correction: nncf 3.4 has them for OpenVINO models, not for ONNX.",
     "llama.cpp's importance matrices: the package with its library has no tool that collects one.",
     "Olive's PyTorch passes (GPTQ, AWQ, QuaRot); its passes for ONNX files are in the tables.",
