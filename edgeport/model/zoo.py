@@ -35,7 +35,7 @@ class ZooEntry(Strict):
 
     name: str
     title: str
-    loader: Literal["huggingface", "gguf", "efficientnet-lite0", "whisper-ctranslate2"]
+    loader: Literal["huggingface", "gguf", "efficientnet-lite0", "mobilenet-v2", "whisper-ctranslate2"]
     entry: str
     licence: str
     task: str
@@ -125,7 +125,11 @@ def _load(entry: ZooEntry, path: Path, task: str | None, hashes: dict[str, str],
         from edgeport.model.whisper import load_whisper
 
         return load_whisper(path, name=entry.name, reference=reference, hashes=hashes)
+    labels = None if entry.labels is None else entry.labels.folder / next(iter(entry.labels.members))
+    if entry.loader == "mobilenet-v2":
+        from edgeport.model.mobilenet_v2 import load_mobilenet_v2
+
+        return load_mobilenet_v2(path, name=entry.name, reference=reference, labels=labels, hashes=hashes)
     from edgeport.model.efficientnet_lite import load_lite0
 
-    labels = None if entry.labels is None else entry.labels.folder / next(iter(entry.labels.members))
     return load_lite0(path, name=entry.name, reference=reference, labels=labels, hashes=hashes)

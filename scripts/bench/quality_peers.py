@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -12,22 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from quality_bench import Bench, Made, artifact
+from quality_table import ORT
+
+from edgeport.runtime.session import open_session
+from edgeport.runtime.torch import TorchSession
 
 if TYPE_CHECKING:
     import onnx
 
     from edgeport.model.types import Model
 
-OPSET = 21
 BLOCK = 32
 SYMMETRIC, ASYMMETRIC = f"int4 g{BLOCK} symmetric", f"int4 g{BLOCK} asymmetric"
 # Codes, a float32 scale a block, and where there is one a 4-bit zero point.
 BITS = {SYMMETRIC: 4 + 32 / BLOCK, ASYMMETRIC: 4 + 36 / BLOCK}
 HQQ_BITS = 4 + 64 / BLOCK
 """ONNX Runtime's HQQ stores its zero points in float32."""
-NNCF_SCRIPT = Path(__file__).with_name("quality_nncf.py")
 
 Arrays = dict[str, np.ndarray]
+Maker = Callable[[Path, list[Arrays], Path], None]
+"""(float file, calibration inputs, file to write)"""
 
 
 @dataclass(frozen=True)
@@ -35,51 +38,73 @@ class Peer:
     """One row of a peer.
 
     Attributes:
-        make: (float file, calibration inputs, file to write); None for a row that runs in PyTorch.
-        simulate: the torch model to a compressed torch model and its dense bytes; None for a row with a file.
+        make: writes its files into a folder and answers the bench's inputs.
         calibrated: the method looks at the calibration inputs.
     """
 
     tool: str
     name: str
     weights: str
-    bits: float
+    make: Callable[[Bench, Path], Made]
     activations: str = "float"
     calibrated: bool = False
-    make: Callable[[Path, list[Arrays], Path], None] | None = None
-    simulate: Callable[[Model], tuple[Model, int]] | None = None
 
 
-def export_plain(model: Model, out: Path) -> None:
-    """The model in float32 through its exporter alone, as the peers' users have it."""
+def onnx_file(make: Maker, bits: float | None = None) -> Callable[[Bench, Path], Made]:
+    """A tool that turns the float ONNX file into another; `bits` None reads them from the file."""
+
+    def run(bench: Bench, folder: Path) -> Made:
+        path = folder / "model.onnx"
+        make(bench.plain, bench.calibration, path)
+        outputs = bench.ask(open_session(artifact(bench.model, path)).run)
+        return Made(outputs, path.stat().st_size, onnx_bits(path) if bits is None else bits, ORT, path)
+
+    return run
+
+
+def onnx_bits(path: Path) -> float:
+    """Bits a weight on average, scales and zero points included, of the weights that a file stores as integers.
+
+    Weights are the integer initializers of two or more axes that an operator other than Reshape or Gather of indices
+    reads; the scales and zero points are the other initializers of that operator.
+    """
     import onnx
-    import torch
 
-    from edgeport.export.onnx.trace import quiet
-
-    vary = torch.export.Dim.AUTO
-    with quiet():
-        if model.huggingface:
-            from transformers.exporters import OnnxConfig, OnnxExporter
-
-            # Two of each, so that the exporter does not take a batch of one for a constant.
-            example = {name: torch.cat([value, value]) for name, value in model.example.items()}
-            shapes = {name: {0: vary, 1: vary} for name in example}
-            config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
-            OnnxExporter().export(model.module, example, config).save_pretrained(out.parent / "exported")
-            program = onnx.load(next((out.parent / "exported").rglob("*.onnx")))
+    program = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in program.graph.initializer}
+    stored = weights = 0.0
+    for node in program.graph.node:
+        if node.op_type == "MatMulNBits":
+            sizes = {item.name: item.i for item in node.attribute}
+            weights += sizes["K"] * sizes["N"]
+        elif node.op_type in _QUANTIZED and node.input[_QUANTIZED[node.op_type]] in tensors:
+            tensor = tensors[node.input[_QUANTIZED[node.op_type]]]
+            if len(tensor.dims) < 2:
+                continue
+            packed = {item.name: item.i for item in node.attribute}.get("bits", 0)
+            in_bytes = tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+            each = 8 // packed if packed and in_bytes and node.op_type == "GatherBlockQuantized" else 1
+            weights += float(np.prod(tensor.dims)) * each
         else:
-            names = [spec.name for spec in model.outputs]
-            exported = torch.onnx.export(
-                model.module, kwargs=dict(model.example), opset_version=OPSET, dynamo=True, output_names=names
-            )
-            program = exported.model_proto
-    # The quantizers infer the shapes again, and refuse to where the exporter's own differ.
-    del program.graph.value_info[:]
-    onnx.save(program, out)
+            continue
+        inputs = {name for name in node.input if name in tensors}
+        stored += 8 * sum(len(tensors[name].SerializeToString()) for name in inputs)
+    return stored / weights if weights else float("nan")
 
 
-def dynamic_int8(*, per_channel: bool) -> Callable[[Path, list[Arrays], Path], None]:
+_QUANTIZED = {
+    "DequantizeLinear": 0,
+    "GatherBlockQuantized": 0,
+    "MatMulInteger": 1,
+    "ConvInteger": 1,
+    "QLinearConv": 3,
+    "QLinearMatMul": 3,
+    "DynamicQuantizeMatMul": 1,
+}
+"""Operators on integer weights, and which input those are."""
+
+
+def dynamic_int8(*, per_channel: bool) -> Maker:
     def make(plain: Path, _inputs: list[Arrays], out: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -125,7 +150,7 @@ def _not_tables(program: onnx.ModelProto) -> list[str]:
 
 def nbits(
     config: Callable[[list[Arrays]], Any] | None, *, symmetric: bool, tables: bool = True, bits: int = 4
-) -> Callable[[Path, list[Arrays], Path], None]:
+) -> Maker:
     """`MatMulNBitsQuantizer`: matrices by `config` (None: its default, round to nearest), then embeddings."""
 
     def make(plain: Path, inputs: list[Arrays], out: Path) -> None:
@@ -175,95 +200,68 @@ def _gptq(inputs: list[Arrays]) -> Any:
     return GPTQWeightOnlyQuantConfig(calibration_data_reader=inputs, actorder=True, mse=True)
 
 
-def torchao(bits: int, group: int | None, *, symmetric: bool = True) -> Callable[[Model], tuple[Model, int]]:
+def torchao(bits: int, group: int | None, average: float, *, symmetric: bool = True) -> Callable[[Bench, Path], Made]:
     """torchao's weight-only integers in every Linear and Embedding, run in eager PyTorch."""
 
-    def simulate(model: Model) -> tuple[Model, int]:
+    def run(bench: Bench, _folder: Path) -> Made:
         import torch
         from torchao.quantization import quantize_
         from torchao.quantization.granularity import PerAxis, PerGroup
         from torchao.quantization.quant_api import IntxWeightOnlyConfig
         from torchao.quantization.quant_primitives import MappingType
 
-        module = copy.deepcopy(model.module)
+        module = copy.deepcopy(bench.model.module)
         config = IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, f"int{bits}"),
             granularity=PerAxis(0) if group is None else PerGroup(group),
             mapping_type=MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
         )
         size = 4 * sum(p.numel() for p in module.parameters())
+        seen: set[int] = set()  # a tied weight would be stored once
         for layer in module.modules():
-            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
+            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding) and id(layer.weight) not in seen:
+                seen.add(id(layer.weight))
                 scales = layer.weight.numel() // (group or layer.weight.shape[1])
                 size -= 4 * layer.weight.numel()
                 size += layer.weight.numel() * bits // 8 + 4 * scales + (0 if symmetric else scales * bits // 8)
         quantize_(module, config, lambda layer, _: isinstance(layer, torch.nn.Linear | torch.nn.Embedding))
-        return replace(model, module=module), size
+        outputs = bench.ask(TorchSession(replace(bench.model, module=module)).run)
+        return Made(outputs, size, average, "PyTorch", simulated=True)
 
-    return simulate
-
-
-def nncf(python: Path, mode: str) -> Callable[[Path, list[Arrays], Path], None]:
-    """NNCF's 4-bit weights with AWQ and scale estimation, in an interpreter of its own."""
-
-    def make(plain: Path, inputs: list[Arrays], out: Path) -> None:
-        data = out.with_name("calibration.npz")
-        np.savez(data, **{f"{i}/{name}": value for i, row in enumerate(inputs) for name, value in row.items()})
-        command = [python, NNCF_SCRIPT, plain, data, out, mode, str(BLOCK)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        data.unlink()
-
-    return make
+    return run
 
 
-def nncf_bits(model: Model, grouped: float) -> float:
-    """Average over linear weights in groups and embeddings in int8_asym, a scale and a zero point a row."""
-    import torch
-
-    bits = weights = 0.0
-    for layer in model.module.modules():
-        if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
-            count = layer.weight.numel()
-            bits += count * (grouped if isinstance(layer, torch.nn.Linear) else 8 + 40 / layer.weight.shape[1])
-            weights += count
-    return bits / weights
-
-
-def peers(model: Model, nncf_python: Path | None) -> Iterator[Peer]:
-    """The rows that apply to a model."""
-    ort = f"onnxruntime {version('onnxruntime')}"
-    dynamic = "dynamic uint8 per tensor"
-    yield Peer(ort, "dynamic int8 per tensor", "int8 per tensor", 8.0, dynamic, make=dynamic_int8(per_channel=False))
-    yield Peer(ort, "dynamic int8 per channel", "int8 per channel", 8.0, dynamic, make=dynamic_int8(per_channel=True))
-    if model.modality == "image":
-        static = "static uint8, min-max"
-        yield Peer(ort, "static QDQ", "int8 per channel", 8.0, static, calibrated=True, make=static_int8)
-        return
+def peers(model: Model) -> Iterator[Peer]:
+    """The rows that apply to a model, of the tools in this environment."""
+    ort, ao = f"onnxruntime {version('onnxruntime')}", f"torchao {version('torchao')}"
     only = "; embeddings float"
+    dynamic = "dynamic uint8 per tensor"
+    for per_channel, words in ((False, "int8 per tensor"), (True, "int8 per channel")):
+        make = onnx_file(dynamic_int8(per_channel=per_channel), 8.0)
+        yield Peer(ort, f"dynamic {words}", words, make, dynamic)
+    if model.modality in ("image", "audio"):
+        make = onnx_file(static_int8, 8.0)
+        yield Peer(ort, "static QDQ", "int8 per channel", make, "static uint8, min-max", calibrated=True)
+    if model.modality == "image":
+        return
     grouped = f"int8 g{BLOCK} symmetric"
-    yield Peer(ort, "MatMulNBits int8", grouped + only, 9.0, make=nbits(None, symmetric=True, tables=False, bits=8))
-    for weights, symmetric in ((SYMMETRIC, True), (ASYMMETRIC, False)):
-        kind = "symmetric" if symmetric else "asymmetric"
-        yield Peer(ort, f"int4 {kind}", weights, BITS[weights], make=nbits(None, symmetric=symmetric))
-        name = f"int4 {kind}, matrices only"
-        yield Peer(ort, name, weights + only, BITS[weights], make=nbits(None, symmetric=symmetric, tables=False))
-        yield Peer(ort, f"RTN {kind}", weights, BITS[weights], make=nbits(_round, symmetric=symmetric))
-        gptq = nbits(_gptq, symmetric=symmetric)
-        yield Peer(ort, f"GPTQ {kind}, act-order, MSE", weights, BITS[weights], calibrated=True, make=gptq)
-    yield Peer(ort, "k-quant", ASYMMETRIC, BITS[ASYMMETRIC], make=nbits(_k_quant, symmetric=False))
-    hqq = f"{ASYMMETRIC}, float zero points"
-    yield Peer(ort, "HQQ", hqq, HQQ_BITS, make=nbits(_hqq, symmetric=False))
-    yield Peer(ort, "HQQ, matrices only", hqq + only, HQQ_BITS, make=nbits(_hqq, symmetric=False, tables=False))
-    ao = f"torchao {version('torchao')}"
-    yield Peer(ao, "int8 weight-only", "int8 per channel symmetric", 8.1, simulate=torchao(8, None))
-    yield Peer(ao, "int4 weight-only", SYMMETRIC, BITS[SYMMETRIC], simulate=torchao(4, BLOCK))
     yield Peer(
-        ao, "int4 weight-only asymmetric", ASYMMETRIC, BITS[ASYMMETRIC], simulate=torchao(4, BLOCK, symmetric=False)
+        ort, "MatMulNBits int8", grouped + only, onnx_file(nbits(None, symmetric=True, tables=False, bits=8), 9.0)
     )
-    if nncf_python is not None:
-        for mode, weights in (("INT4_SYM", SYMMETRIC), ("INT4_ASYM", ASYMMETRIC)):
-            label = f"{weights}; embeddings int8"
-            name = f"{mode}, AWQ + scale estimation"
-            yield Peer(
-                "nncf 3.4", name, label, nncf_bits(model, BITS[weights]), calibrated=True, make=nncf(nncf_python, mode)
-            )
+    for weights, symmetric in ((SYMMETRIC, True), (ASYMMETRIC, False)):
+        kind, bits = "symmetric" if symmetric else "asymmetric", BITS[weights]
+        yield Peer(ort, f"int4 {kind}", weights, onnx_file(nbits(None, symmetric=symmetric), bits))
+        make = onnx_file(nbits(None, symmetric=symmetric, tables=False), bits)
+        yield Peer(ort, f"int4 {kind}, matrices only", weights + only, make)
+        yield Peer(ort, f"RTN {kind}", weights, onnx_file(nbits(_round, symmetric=symmetric), bits))
+        make = onnx_file(nbits(_gptq, symmetric=symmetric), bits)
+        yield Peer(ort, f"GPTQ {kind}, act-order, MSE", weights, make, calibrated=True)
+    yield Peer(ort, "k-quant", ASYMMETRIC, onnx_file(nbits(_k_quant, symmetric=False), BITS[ASYMMETRIC]))
+    hqq = f"{ASYMMETRIC}, float zero points"
+    yield Peer(ort, "HQQ", hqq, onnx_file(nbits(_hqq, symmetric=False), HQQ_BITS))
+    make = onnx_file(nbits(_hqq, symmetric=False, tables=False), HQQ_BITS)
+    yield Peer(ort, "HQQ, matrices only", hqq + only, make)
+    yield Peer(ao, "int8 weight-only", "int8 per channel symmetric", torchao(8, None, 8.1))
+    yield Peer(ao, "int4 weight-only", SYMMETRIC, torchao(4, BLOCK, BITS[SYMMETRIC]))
+    make = torchao(4, BLOCK, BITS[ASYMMETRIC], symmetric=False)
+    yield Peer(ao, "int4 weight-only asymmetric", ASYMMETRIC, make)

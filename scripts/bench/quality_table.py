@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 OURS = "edgeport"
+ORT, EVALUATOR = "ONNX Runtime", "Core ML reference evaluator"
 HALF = 0.5
 SLACK = 0.1
+"""The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight."""
 GRAPH = 1.01
 """A simulated row has weights only; a file also has the graph."""
-"""The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A language model on one corpus.
+
+    Attributes:
+        kl: mean over positions of KL(float || file), nats.
+        top1: share of positions with the same most likely token.
+        perplexity, float_perplexity: of the file and of the float model.
+    """
+
+    kl: float
+    top1: float
+    perplexity: float
+    float_perplexity: float
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,16 @@ class Result:
         simulated: run in PyTorch with dequantised weights: there is no file.
         error: what is compared: 1 - mean cosine (encoders), mean KL in nats (class scores).
         metric: what `error` is.
-        mean, worst: mean and least cosine of the first compared output.
+        mean, worst: mean and least cosine of the first compared output; None for language models.
         hidden: mean cosine of the raw output behind it, where it is derived (sentence embedding).
         top1: share of equal most likely classes; None without classes.
-        perplexity: of the file on its inputs; None for anything but language models.
+        accuracy, float_accuracy: share of labelled pictures put into their class, by the file and by the float model.
+        corpora: a language model on each corpus.
         cpu_ratio: processor time relative to the float file, one thread; None where not timed.
+        load: the machine's load average when that was timed; it counts the bench itself as 1.
         seconds: to make it.
+        runtime: what ran it.
+        commit, versions: of edgeport, and of the libraries, when the row was made.
     """
 
     model: str
@@ -49,13 +74,19 @@ class Result:
     simulated: bool
     error: float
     metric: str
-    mean: float
-    worst: float
-    hidden: float | None
-    top1: float | None
-    perplexity: float | None
-    cpu_ratio: float | None
     seconds: float
+    mean: float | None = None
+    worst: float | None = None
+    hidden: float | None = None
+    top1: float | None = None
+    accuracy: float | None = None
+    float_accuracy: float | None = None
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    cpu_ratio: float | None = None
+    load: float | None = None
+    runtime: str = ORT
+    commit: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -76,15 +107,26 @@ class Duel:
 
     @property
     def met(self) -> bool:
+        """Half the peer's error."""
         return self.ratio is not None and self.ratio <= HALF
 
 
 def duels(rows: Sequence[Result]) -> list[Duel]:
-    """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight."""
+    """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight.
+
+    Core ML files are compared with Core ML files, all others with our ONNX files.
+    """
     found = []
     for peer in sorted((row for row in rows if not row.ours), key=lambda row: row.error):
         size = peer.bytes * (GRAPH if peer.simulated else 1)
-        able = [row for row in rows if row.ours and row.bytes <= size and row.bits <= peer.bits + SLACK]
+        able = [
+            row
+            for row in rows
+            if row.ours
+            and row.bytes <= size
+            and row.bits <= peer.bits + SLACK
+            and (row.runtime == EVALUATOR) == (peer.runtime == EVALUATOR)
+        ]
         found.append(Duel(peer, min(able, key=lambda row: row.error, default=None)))
     return found
 
@@ -100,24 +142,42 @@ def _optional(value: float | None, form: str) -> str:
 
 
 def result_table(rows: Sequence[Result]) -> str:
-    """Every row, fewest bits first, least error first among equals."""
-    classes = any(row.top1 is not None for row in rows)
-    language = any(row.perplexity is not None for row in rows)
-    timed = any(row.cpu_ratio is not None for row in rows)
-    hidden = any(row.hidden is not None for row in rows)
-    header = ["tool", "method", "weights", "activations", "calibration", "bits/weight", "MB", "cosine mean", "worst"]
-    header += ["cosine of hidden states"] * hidden + ["KL", "top-1"] * classes + ["perplexity"] * language
-    header += ["CPU time / float"] * timed
-    lines = []
-    for row in sorted(rows, key=lambda row: (-round(row.bits), row.error)):
-        line = [row.tool, row.name, row.weights, row.activations, row.calibration, f"{row.bits:.2f}"]
-        line += [f"{row.bytes / 1e6:.2f}" + (" (simulated)" if row.simulated else "")]
-        line += [f"{row.mean:.5f}", f"{row.worst:.5f}"]
-        line += [_optional(row.hidden, ".5f")] * hidden
-        line += [f"{row.error:.5f}", _optional(row.top1, ".3f")] * classes
-        line += [_optional(row.perplexity, ".2f")] * language + [_optional(row.cpu_ratio, ".2f")] * timed
-        lines.append([f"**{cell}**" if row.ours and index == 1 else cell for index, cell in enumerate(line)])
-    return markdown(header, lines)
+    """Every row, most bits first, least error first among equals."""
+    columns: list[tuple[str, Callable[[Result], str]]] = [
+        ("tool", lambda row: row.tool),
+        ("method", lambda row: f"**{row.name}**" if row.ours else row.name),
+        ("run by", lambda row: "PyTorch (simulated)" if row.simulated else row.runtime),
+        ("weights", lambda row: row.weights),
+        ("activations", lambda row: row.activations),
+        ("calibration", lambda row: row.calibration),
+        ("bits/weight", lambda row: f"{row.bits:.2f}"),
+        ("MB", lambda row: f"{row.bytes / 1e6:.2f}"),
+        ("cosine mean", lambda row: _optional(row.mean, ".5f")),
+        ("worst", lambda row: _optional(row.worst, ".5f")),
+        ("cosine of hidden states", lambda row: _optional(row.hidden, ".5f")),
+    ]
+    if any(row.top1 is not None for row in rows):
+        columns += [("KL", lambda row: f"{row.error:.5f}"), ("same top-1", lambda row: _optional(row.top1, ".3f"))]
+    columns.append(("accuracy", lambda row: _optional(row.accuracy, ".3f")))
+    for name in sorted({name for row in rows for name in row.corpora}):
+        columns.append((f"KL {name}", partial(_of_corpus, name=name, key="kl", form=".5f")))
+        columns.append((f"perplexity {name}", partial(_of_corpus, name=name, key="perplexity", form=".2f")))
+    columns.append(("CPU time / float", lambda row: _optional(row.cpu_ratio, ".2f")))
+    ordered = sorted(rows, key=lambda row: (-round(row.bits), row.error))
+    cells = {header: [write(row) for row in ordered] for header, write in columns}
+    kept = [header for header, found in cells.items() if any(found)]
+    return markdown(kept, [[cells[header][index] for header in kept] for index in range(len(ordered))])
+
+
+def _of_corpus(row: Result, *, name: str, key: str, form: str) -> str:
+    return format(getattr(row.corpora[name], key), form) if name in row.corpora else ""
+
+
+def read_row(path: Path) -> Result:
+    """A stored row."""
+    value: dict[str, Any] = json.loads(path.read_text())
+    known = {key: value[key] for key in value if key in {item.name for item in fields(Result)}}
+    return Result(**{**known, "corpora": {name: Corpus(**found) for name, found in known.get("corpora", {}).items()}})
 
 
 def duel_table(rows: Sequence[Result]) -> str:

@@ -72,8 +72,10 @@ def test_minilm_gets_real_texts() -> None:
     assert all(value.shape == (1, 128, 384) and bool(value.isfinite().all()) for value in hidden)
 
 
-def test_efficientnet_classifies_the_photographs() -> None:
-    model = load_model("zoo:efficientnet-lite0")
+# EfficientNet-Lite0: 90%, as measured with the published code. MobileNetV2: as published, 71.9% of all of ImageNet.
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "mobilenetv2"])
+def test_a_classifier_knows_the_photographs(name: str) -> None:
+    model = load_model(f"zoo:{name}")
     card = load_card("imagenet-photos")
     assert model.image is not None
     right = 0
@@ -81,7 +83,7 @@ def test_efficientnet_classifies_the_photographs() -> None:
         with torch.no_grad():
             logits = model.module(torch.from_numpy(preprocess_image(open_image(path), model.image)))
         right += int(logits.argmax()) == label_of(card, path)
-    assert right == 18  # 90%, as measured with the published code
+    assert right == 18
     assert (len(model.labels), model.labels[243]) == (1000, "Bullmastiff")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from edgeport.model.efficientnet_lite import EfficientNetLite
 from edgeport.model.fold import fold_norms, remove_parametrizations
+from edgeport.model.mobilenet_v2 import MobileNetV2
 
 
 def trained(module: nn.Module) -> nn.Module:
@@ -89,11 +91,12 @@ def test_leaves_alone_what_has_another_reader_or_is_called_twice() -> None:
         assert norms(module) == before
 
 
-def test_efficientnet_lite_folds_whole() -> None:
-    module = trained(EfficientNetLite(classes=10))
+@pytest.mark.parametrize(("network", "count"), [(EfficientNetLite, 49), (MobileNetV2, 52)])
+def test_a_classifier_folds_whole(network: type[nn.Module], count: int) -> None:
+    module = trained(network(classes=10))
     folded = copy.deepcopy(module)
     x = torch.randn(1, 3, 64, 64)
-    assert fold_norms(folded, {"pixel_values": x}) == 49
+    assert fold_norms(folded, {"pixel_values": x}) == count
     assert norms(folded) == 0
     with torch.no_grad():
         torch.testing.assert_close(folded(x), module(x), rtol=1e-4, atol=1e-5)
