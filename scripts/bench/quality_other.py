@@ -152,8 +152,6 @@ def olive_peers(python: Path, bench: Bench) -> Iterator[Peer]:
     for name, words, settings in (
         ("OnnxBlockWiseRtnQuantization", f"{grouped} symmetric", {"block_size": BLOCK, "is_symmetric": True}),
         ("OnnxKQuantQuantization", f"{grouped} asymmetric", {"block_size": BLOCK}),
-        # Its default, axis 0, gives a file that MatMulNBits reads as something else (cosine 0.01 on MiniLM).
-        ("OnnxHqqQuantization", f"{grouped} asymmetric", {"block_size": BLOCK, "axis": 1}),
     ):
         make = onnx_file(olive(python, name, settings))
         yield Peer("olive-ai 0.13.0", name, words + (only if "Rtn" not in name else ""), make)
