@@ -34,7 +34,7 @@ LIMITS = (
     "coremltools' k-means on MiniLM: palettes of 22 M weights were not done after twelve minutes on a busy machine.",
     "NNCF's GPTQ and LoRA correction: nncf 3.4 has them for OpenVINO models, not for ONNX.",
     "llama.cpp's importance matrices: the package with its library has no tool that collects one.",
-    "Olive's PyTorch passes (GPTQ, AWQ, QuaRot); its passes for ONNX files are in the tables, but for its HQQ, whose file "
+    "Olive's PyTorch passes (GPTQ, AWQ, QuaRot); its passes for ONNX files are in the tables, except HQQ, whose file "
     "of MiniLM gives a cosine below 0.01 in ONNX Runtime 1.31.1, on either axis.",
     "coremltools' training-time palettization (DKM) and its GPTQ.",
 )
