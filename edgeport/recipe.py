@@ -57,7 +57,7 @@ class Quantize(Strict):
         le=32,
         description="mixed precision: every format named above is a choice for each layer, and they are given out so "
         "that the model loses least with this many bits a weight on average, scales included; weights that have "
-        "only one format are not counted",
+        "only one format, or none as small as this, are not counted",
     )
 
     @field_validator("linear", "embedding", "conv", "depthwise_conv", "activations", mode="before")

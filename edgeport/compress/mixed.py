@@ -17,6 +17,7 @@ from edgeport.compress.assign import Assignment, candidates, reassigned
 from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.sensitivity import Sensitivity, measure_sensitivity
+from edgeport.formats import WeightFormat
 from edgeport.model.types import Model
 from edgeport.quantized import as_matrix, dequantize
 from edgeport.recipe import Quantize, Recipe
@@ -47,13 +48,22 @@ Table = dict[str, tuple[Option, ...]]
 
 
 def choices(assignments: Sequence[Assignment], step: Quantize, target: Target) -> dict[str, tuple[str, ...]]:
-    """The formats that each weight with more than one may take, by name."""
+    """The formats that each weight with more than one may take, by name.
+
+    A weight none of whose formats is as small as the budget (depthwise convolutions in 8 bits, or float where a target
+    has none) takes the first of them and is not counted, as long as there are others to give bits to.
+    """
     formats = {
         item.name: candidates(step, target, item.kinds, item.name, (item.shape[0], math.prod(item.shape[1:])))
         for item in assignments
         if item.format.quantized and item.corrects is None
     }
-    return {name: names for name, names in formats.items() if len(names) > 1}
+    several = {name: names for name, names in formats.items() if len(names) > 1}
+    budget = math.inf if step.bits_per_weight is None else step.bits_per_weight
+    fitting = {
+        name: names for name, names in several.items() if min(WeightFormat.parse(f).bits for f in names) <= budget
+    }
+    return fitting or several
 
 
 def weight_budgets(assignments: Sequence[Assignment], recipe: Recipe, target: Target) -> dict[str, int]:

@@ -223,3 +223,13 @@ def test_a_budget_below_the_smallest_formats_is_refused(target):
     with pytest.raises(BadInputError, match="at least") as error:
         apply_recipe(decoder(), recipe({"method": "rtn", **MIXED, "bits_per_weight": 4}), target)
     assert error.value.where == "bits_per_weight"
+
+
+def test_weights_that_can_not_be_as_small_as_the_budget_are_not_counted(target):
+    """As depthwise convolutions, which some targets have in 8 bits and some in float only."""
+    step = {"method": "rtn", **MIXED, "embedding": ["int8", "float"], "bits_per_weight": 6.5}
+    other, records = apply_recipe(decoder(), recipe(step), target)
+    linear = [record for record in records if record.kinds == ("linear",)]
+    weights = sum(other.quantized[record.name].codes.numel() for record in linear)
+    assert 6.5 / 8 * weights * 0.9 < weight_bytes(linear) <= 6.5 / 8 * weights
+    assert [record.format for record in records if record.kinds == ("embedding",)] == ["int8"]
