@@ -78,7 +78,7 @@ class ExecuTorchSession:
         """
         self._inputs, self._outputs = artifact.inputs, artifact.outputs
         self._path = artifact.path
-        self._method = _load_method(artifact.path, threads)
+        self._method = load_method(artifact.path, threads)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`.
@@ -97,7 +97,12 @@ class ExecuTorchSession:
         return {spec.name: result.numpy().copy() for spec, result in zip(self._outputs, results, strict=True)}
 
 
-def _load_method(path: Path, threads: int) -> Any:
+def load_method(path: Path, threads: int) -> Any:
+    """A program's `forward` in ExecuTorch's runtime.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise BadInputError("The program is missing.", where=path)
     load_libraries()

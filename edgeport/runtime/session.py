@@ -85,6 +85,10 @@ def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
             where=artifact.entry,
             next_step="Export it again, without --task text-generation.",
         )
+    if artifact.runtime == "executorch":
+        from edgeport.runtime.executorch_decoder import ExecuTorchTokens
+
+        return ExecuTorchTokens(artifact, threads=threads)
     from edgeport.runtime.onnx_decoder import OnnxRuntimeTokens
 
     return OnnxRuntimeTokens(artifact, threads=threads)

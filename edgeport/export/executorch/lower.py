@@ -6,7 +6,7 @@ import gc
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,44 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY = "model.pte"
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A traced model.
+
+    Attributes:
+        inputs, outputs: of the file.
+        example: a call's inputs, in their order.
+        constants: methods of the file that answer a constant.
+        facts: what there is to report of the trace.
+    """
+
+    program: torch.export.ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: tuple[torch.Tensor, ...]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _trace(model: Model, settings: LoweringSettings) -> _Traced:
+    if model.decoder is None:
+        return _Traced(
+            export_program(model, settings),
+            _file_specs(model.inputs, settings),
+            _file_specs(model.outputs, settings),
+            tuple(model.example[spec.name].contiguous() for spec in model.inputs),
+        )
+    from edgeport.export.executorch import decoder
+
+    return _Traced(
+        decoder.export_decoder(model),
+        *decoder.file_specs(model.decoder),
+        decoder.example_inputs(model.decoder),
+        decoder.constant_methods(model),
+        decoder.facts(model.decoder),
+    )
 
 
 def _check_formats(model: Model) -> None:
@@ -67,7 +105,7 @@ def _check_formats(model: Model) -> None:
             )
 
 
-def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple[Any, dict[str, Any]]:
+def _lower_program(traced: _Traced, model: Model) -> tuple[Any, dict[str, Any]]:
     """The ExecuTorch program manager, and what was delegated.
 
     Raises:
@@ -78,6 +116,7 @@ def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
 
+    program = traced.program
     try:
         apply_fx_program_fixes("executorch", program)
         apply_fx_node_fixes("executorch", program.graph_module)
@@ -87,6 +126,7 @@ def _lower_program(program: torch.export.ExportedProgram, model: Model) -> tuple
                 transform_passes=get_transform_passes(),
                 partitioner=[XnnpackPartitioner()],
                 compile_config=get_xnnpack_edge_compile_config(),
+                constant_methods=dict(traced.constants) or None,
             )
             delegation = _delegation(edge)
             return edge.to_executorch(ExecutorchBackendConfig()), delegation
@@ -117,7 +157,7 @@ def _check_kernels(names: list[str], model: Model) -> None:
         )
 
 
-def _check_runs(path: Path, model: Model) -> None:
+def _check_runs(path: Path, traced: _Traced, model: Model) -> None:
     """Load the program with its delegates and run it once on the example: some faults show only then.
 
     Raises:
@@ -128,7 +168,7 @@ def _check_runs(path: Path, model: Model) -> None:
     try:
         with muted():
             method = Runtime.get().load_program(path).load_method("forward")
-            method.execute([model.example[spec.name].contiguous() for spec in model.inputs])
+            method.execute(list(traced.example))
     except RuntimeError as error:
         raise TargetRefusesError(
             f"The ExecuTorch runtime can't run the lowered program: {first_line(error)}",
@@ -233,14 +273,15 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     _check_formats(model)
     load_libraries()
     with quiet(), exporter_patches():
-        program = export_program(model, settings)
-        used = used_weights(program, model)
-        lowered, delegation = _lower_program(program, model)
+        traced = _trace(model, settings)
+        used = used_weights(traced.program, model)
+        lowered, delegation = _lower_program(traced, model)
         path = out / ENTRY
         with path.open("wb") as stream:
             lowered.write_to_file(stream)
         # Both hold every weight; what follows needs the file only.
-        del program, lowered
+        traced = replace(traced, program=None)
+        del lowered
         gc.collect()
         share_segments(path)
         file = read_program(path)
@@ -252,17 +293,19 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         places = place_weights(used, file)
         _check_activations(file, places)
         del file  # the runtime needs the room
-        _check_runs(path, model)
+        _check_runs(path, traced, model)
     return Artifact(
         runtime="executorch",
         delegate="xnnpack",
         root=out,
         entry=ENTRY,
-        inputs=_file_specs(model.inputs, settings),
-        outputs=_file_specs(model.outputs, settings),
+        inputs=traced.inputs,
+        outputs=traced.outputs,
         weights=places,
+        context=None if model.decoder is None else model.decoder.context,
         facts={
             **delegation,
+            **traced.facts,
             **facts,
             "weight_shapes": {name: list(tensor.codes.shape) for name, tensor in used.items()},
             "unused_weights": sorted(set(model.quantized) - set(used)),

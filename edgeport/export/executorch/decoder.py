@@ -1,0 +1,227 @@
+"""Trace a decoder language model for ExecuTorch, with its cache inside the program.
+
+The program is what ExecuTorch's LLM runner loads (extension/llm/runner):
+
+    forward(tokens (1, S) int64, input_pos (1,) int64) -> logits (1, V) of the last token
+
+S new tokens, at most `most_tokens(decoder)` a call, the first of them at position `input_pos`. Keys and values lie in
+buffers (1, context, kv_heads, head_dim) that the program writes in place; what lies behind the new tokens is never
+read, so a text is cut short by giving a smaller `input_pos`. Constant methods tell the runner the sizes.
+
+Attention is `llama::custom_sdpa` over the cache, where it lies. It knows neither windows nor soft caps:
+
+- a window that is shorter than the context: `custom_sdpa` over a copy of the tokens in sight, with a mask;
+- a soft cap: matrix products over such a copy.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgeport.export.executorch.native import with_native_weights
+from edgeport.model.decoder import Call, StepCache, attending, with_tables
+from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
+
+TOKENS, POSITION, LOGITS = "tokens", "input_pos", "logits"
+MOST_TOKENS = 128
+"""Tokens a call at most: the program's memory is planned for so many, whatever the context."""
+TRACED_TOKENS = 3
+HIDDEN_SCORE = -1e9
+"""Added to the scores of tokens out of sight. Finite: custom_sdpa takes the largest of a block of 512 away from each."""
+
+
+def most_tokens(decoder: Decoder) -> int:
+    """Tokens that one call takes at most."""
+    return min(MOST_TOKENS, decoder.context)
+
+
+def file_specs(decoder: Decoder) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The program's inputs and outputs."""
+    sequence = Axis("sequence", 1, most_tokens(decoder), 1)
+    inputs = (TensorSpec(TOKENS, "int64", (1, sequence)), TensorSpec(POSITION, "int64", (1,)))
+    return inputs, (TensorSpec(LOGITS, "float32", (1, decoder.vocabulary)),)
+
+
+def example_inputs(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """A first call."""
+    return torch.arange(min(TRACED_TOKENS, decoder.context))[None] % decoder.vocabulary, torch.zeros(1, dtype=torch.int64)
+
+
+def constant_methods(model: Model) -> dict[str, Any]:
+    """What the program says of itself; the names are those of ExecuTorch's runner (constants.h)."""
+    decoder = model.decoder
+    assert decoder is not None
+    config: Any = model.module.config
+    stop = _stop_tokens(model)
+    begin = getattr(config, "bos_token_id", None)
+    return {
+        "get_max_seq_len": most_tokens(decoder),
+        "get_max_context_len": decoder.context,
+        "get_vocab_size": decoder.vocabulary,
+        "get_n_layers": len(decoder.layers),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+        **({} if begin is None else {"get_bos_id": int(begin)}),
+        **({"get_eos_ids": stop} if stop else {}),
+    }
+
+
+def facts(decoder: Decoder) -> dict[str, Any]:
+    """What a reader of the evidence wants to know of the cache."""
+    return {
+        "context": decoder.context,
+        "most_tokens_a_call": most_tokens(decoder),
+        "cache_bytes": decoder.cached_values * decoder.context * 4,
+    }
+
+
+def _stop_tokens(model: Model) -> list[int]:
+    """The end tokens that generation_config.json or, without one, the configuration names."""
+    config: Any = model.module.config
+    named = getattr(config, "eos_token_id", None)
+    path = model.assets.get("generation_config.json")
+    if path is not None:
+        named = json.loads(path.read_text()).get("eos_token_id", named)
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({int(token) for token in listed})
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """Tokens of the cache that some token of a call sees: `length` of them from `first` on, both symbols of the trace.
+
+    Attributes:
+        mask: (S, length) float32, added to the scores.
+    """
+
+    first: Any
+    length: Any
+    mask: torch.Tensor
+
+
+class _Step:
+    """One call: `count` tokens from `start` on, both symbols of the trace."""
+
+    def __init__(self, position: torch.Tensor, count: Any, decoder: Decoder) -> None:
+        self.position, self.count, self.decoder = position[0], count, decoder
+        self.start = self.position.item()
+        torch._check(self.start >= 0)
+        torch._check(self.start + count <= decoder.context)
+        self._sights: dict[int | None, _Sight] = {}
+
+    def sight(self, window: int | None) -> _Sight:
+        """What is seen through a window (None: everything before). Made once a call, for all layers that have it."""
+        if window not in self._sights:
+            self._sights[window] = self._look(window)
+        return self._sights[window]
+
+    def _look(self, window: int | None) -> _Sight:
+        context = self.decoder.context
+        seen = context if window is None else window
+        first = torch.clamp_min(self.position + 1 - seen, 0)
+        start, length = first.item(), (self.position + self.count - first).item()
+        # Memory is planned for the largest length.
+        torch._check(length >= self.count)
+        torch._check(length <= min(context, seen - 1 + most_tokens(self.decoder)))
+        torch._check(start >= 0)
+        torch._check(start + length <= context)
+        keys, queries = torch.arange(length)[None] + first, torch.arange(self.count)[:, None] + self.position
+        hidden = (keys > queries) | (keys <= queries - seen)
+        return _Sight(start, length, hidden.to(torch.float32) * HIDDEN_SCORE)
+
+
+class _Decoder(torch.nn.Module):
+    """The module with its cache as buffers."""
+
+    def __init__(self, module: torch.nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self.model, self.decoder = module, decoder
+        for index, layer in enumerate(decoder.layers):
+            shape = (1, decoder.context, layer.kv_heads, layer.head_dim)
+            self.register_buffer(f"keys_{index}", torch.zeros(shape))
+            self.register_buffer(f"values_{index}", torch.zeros(shape))
+
+    def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+        """See the module's docstring for the shapes."""
+        count = tokens.shape[1]
+        step = _Step(input_pos, count, self.decoder)
+
+        def attend(call: Call) -> torch.Tensor:
+            keys, values = self.get_buffer(f"keys_{call.index}"), self.get_buffer(f"values_{call.index}")
+            query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
+            torch.ops.llama.update_cache(key, keys, step.start)
+            torch.ops.llama.update_cache(value, values, step.start)
+            return _attention(call.layer, step, query, keys, values)
+
+        with attending(self.model, attend):
+            positions = (torch.arange(count) + input_pos)[None]
+            result = self.model(
+                input_ids=tokens, position_ids=positions, past_key_values=StepCache(), use_cache=True, logits_to_keep=1
+            )
+        logits: torch.Tensor = result.logits[:, -1]
+        return logits
+
+
+def _attention(
+    layer: AttentionLayer, step: _Step, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Attention of (1, S, heads, head_dim) over a cache; in the query's shape."""
+    context = keys.shape[1]
+    window = layer.window if layer.window is not None and layer.window < context else None
+    if window is None and layer.softcap is None:
+        answer: torch.Tensor = torch.ops.llama.custom_sdpa(
+            query, keys, values, step.start, None, 0.0, True, layer.scale
+        )
+        return answer
+    sight = step.sight(window)
+    near_keys, near_values = (cache.narrow(1, sight.first, sight.length) for cache in (keys, values))
+    if layer.softcap is not None:
+        return _softcapped(layer, query, near_keys, near_values, sight.mask)
+    # It cuts what lies behind its second position argument plus S: nothing of this copy.
+    behind = sight.length - step.count
+    masked: torch.Tensor = torch.ops.llama.custom_sdpa(
+        query, near_keys, near_values, behind, sight.mask, 0.0, False, layer.scale
+    )
+    return masked
+
+
+def _softcapped(
+    layer: AttentionLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """softmax(c tanh(scale q k^T / c) + mask) v, query heads that share a key side by side in one product."""
+    assert layer.softcap is not None
+    count, groups = query.shape[1], layer.heads // layer.kv_heads
+    # (kv_heads, groups * S, head_dim)
+    rows = query[0].permute(1, 0, 2).reshape(layer.kv_heads, groups * count, layer.head_dim)
+    scores = torch.matmul(rows * layer.scale, keys[0].permute(1, 2, 0))
+    scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    shares = (scores.reshape(layer.kv_heads, groups, count, -1) + mask).softmax(-1)
+    answer = torch.matmul(shares.reshape(layer.kv_heads, groups * count, -1), values[0].permute(1, 0, 2))
+    return answer.reshape(layer.heads, count, layer.head_dim).permute(1, 0, 2)[None]
+
+
+def _look_up(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.embedding(positions, table)
+
+
+def export_decoder(model: Model) -> torch.export.ExportedProgram:
+    """Trace a model that keeps a cache, with its compressed weights in native form."""
+    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  # registers the operators
+
+    decoder = model.decoder
+    assert decoder is not None
+    module = with_native_weights(model)
+    with_tables(module, decoder.context, _look_up)
+    sequence = torch.export.Dim.AUTO(min=1, max=most_tokens(decoder))
+    with torch.no_grad():
+        return torch.export.export(
+            _Decoder(module, decoder).eval(),
+            example_inputs(decoder),
+            dynamic_shapes=({1: sequence}, None),
+            strict=False,
+        )
