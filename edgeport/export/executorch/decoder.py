@@ -17,13 +17,22 @@ Attention is `llama::custom_sdpa` over the cache, where it lies. It knows neithe
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from edgeport.export.executorch.fewer_delegates import (
+    averaging_row,
+    half_turn,
+    means_as_products,
+    rotate,
+    tidy,
+    turns_halves,
+)
 from edgeport.export.executorch.native import with_native_weights
-from edgeport.model.decoder import Call, StepCache, attending, with_tables
+from edgeport.model.decoder import Call, RotaryTables, StepCache, attending, rotating, with_tables
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 TOKENS, POSITION, LOGITS = "tokens", "input_pos", "logits"
@@ -138,9 +147,17 @@ class _Step:
 class _Decoder(torch.nn.Module):
     """The module with its cache as buffers."""
 
-    def __init__(self, module: torch.nn.Module, decoder: Decoder) -> None:
+    def __init__(self, module: torch.nn.Module, decoder: Decoder, tables: list[RotaryTables]) -> None:
         super().__init__()
         self.model, self.decoder = module, decoder
+        config: Any = module.config
+        self.widths = sorted({config.hidden_size, *(layer.head_dim for layer in decoder.layers)})
+        for width in self.widths:
+            self.register_buffer(f"average_{width}", averaging_row(width))
+        widths = {table.shape[-1] for each in tables for table in each.buffers()}
+        self.turning = widths if all(turns_halves(module, x, w) for x in decoder.layers for w in widths) else set()
+        for width in self.turning:
+            self.register_buffer(f"turn_{width}", half_turn(width))
         for index, layer in enumerate(decoder.layers):
             shape = (1, decoder.context, layer.kv_heads, layer.head_dim)
             self.register_buffer(f"keys_{index}", torch.zeros(shape))
@@ -158,7 +175,14 @@ class _Decoder(torch.nn.Module):
             torch.ops.llama.update_cache(value, values, step.start)
             return _attention(call.layer, step, query, keys, values)
 
-        with attending(self.model, attend):
+        def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+            return rotate(x, cos, sin, self.get_buffer(f"turn_{cos.shape[-1]}"))
+
+        with ExitStack() as stack:
+            stack.enter_context(attending(self.model, attend))
+            stack.enter_context(means_as_products({w: self.get_buffer(f"average_{w}") for w in self.widths}))
+            if self.turning:
+                stack.enter_context(rotating(self.model, turn))
             positions = (torch.arange(count) + input_pos)[None]
             result = self.model(
                 input_ids=tokens, position_ids=positions, past_key_values=StepCache(), use_cache=True, logits_to_keep=1
@@ -216,12 +240,14 @@ def export_decoder(model: Model) -> torch.export.ExportedProgram:
     decoder = model.decoder
     assert decoder is not None
     module = with_native_weights(model)
-    with_tables(module, decoder.context, _look_up)
+    tables = with_tables(module, decoder.context, _look_up)
     sequence = torch.export.Dim.AUTO(min=1, max=most_tokens(decoder))
     with torch.no_grad():
-        return torch.export.export(
-            _Decoder(module, decoder).eval(),
+        program = torch.export.export(
+            _Decoder(module, decoder, tables).eval(),
             example_inputs(decoder),
             dynamic_shapes=({1: sequence}, None),
             strict=False,
         )
+    tidy(program)
+    return program
