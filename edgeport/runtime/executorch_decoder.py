@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeport.errors import MeasurementError
+from edgeport.export.executorch.quiet import load_attention
 from edgeport.model.types import Axis
 from edgeport.runtime.decoder import check_tokens
 from edgeport.runtime.executorch import load_method
@@ -28,11 +29,8 @@ class ExecuTorchTokens:
     vendor_kernels = True
 
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
-        import importlib
-
         assert artifact.context is not None
-        # Registers the kernels of attention over a cache.
-        importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
+        load_attention()
         self.context, self.length = artifact.context, 0
         sequence = artifact.inputs[0].shape[1]
         self._most = sequence.maximum if isinstance(sequence, Axis) else sequence
@@ -50,7 +48,7 @@ class ExecuTorchTokens:
 
         check_tokens(self, ids, self._vocabulary)
         row = torch.from_numpy(np.ascontiguousarray(ids, np.int64))[None]
-        for piece in row.split(self._most, dim=1):
+        for piece in torch.split(row, self._most, dim=1):
             try:
                 (scores,) = self._method.execute([piece.contiguous(), torch.tensor([self.length])])
             except RuntimeError as error:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.executorch.fewer_delegates import (
     averaging_row,
     half_turn,
@@ -32,7 +33,8 @@ from edgeport.export.executorch.fewer_delegates import (
     turns_halves,
 )
 from edgeport.export.executorch.native import with_native_weights
-from edgeport.model.decoder import Call, RotaryTables, StepCache, attending, rotating, with_tables
+from edgeport.export.executorch.quiet import load_attention
+from edgeport.model.decoder import TASK, Call, RotaryTables, StepCache, attending, rotating, with_tables
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 TOKENS, POSITION, LOGITS = "tokens", "input_pos", "logits"
@@ -40,7 +42,7 @@ MOST_TOKENS = 128
 """Tokens a call at most: the program's memory is planned for so many, whatever the context."""
 TRACED_TOKENS = 3
 HIDDEN_SCORE = -1e9
-"""Added to the scores of tokens out of sight. Finite: custom_sdpa takes the largest of a block of 512 away from each."""
+"""Added to the scores of tokens out of sight. Finite: custom_sdpa takes the largest score of a block from each."""
 
 
 def most_tokens(decoder: Decoder) -> int:
@@ -57,7 +59,9 @@ def file_specs(decoder: Decoder) -> tuple[tuple[TensorSpec, ...], tuple[TensorSp
 
 def example_inputs(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
     """A first call."""
-    return torch.arange(min(TRACED_TOKENS, decoder.context))[None] % decoder.vocabulary, torch.zeros(1, dtype=torch.int64)
+    return torch.arange(min(TRACED_TOKENS, decoder.context))[None] % decoder.vocabulary, torch.zeros(
+        1, dtype=torch.int64
+    )
 
 
 def constant_methods(model: Model) -> dict[str, Any]:
@@ -113,14 +117,18 @@ class _Sight:
     mask: torch.Tensor
 
 
+def _check(holds: Any) -> None:
+    torch._check(holds)  # type: ignore[no-untyped-call]
+
+
 class _Step:
     """One call: `count` tokens from `start` on, both symbols of the trace."""
 
     def __init__(self, position: torch.Tensor, count: Any, decoder: Decoder) -> None:
         self.position, self.count, self.decoder = position[0], count, decoder
         self.start = self.position.item()
-        torch._check(self.start >= 0)
-        torch._check(self.start + count <= decoder.context)
+        _check(self.start >= 0)
+        _check(self.start + count <= decoder.context)
         self._sights: dict[int | None, _Sight] = {}
 
     def sight(self, window: int | None) -> _Sight:
@@ -135,10 +143,10 @@ class _Step:
         first = torch.clamp_min(self.position + 1 - seen, 0)
         start, length = first.item(), (self.position + self.count - first).item()
         # Memory is planned for the largest length.
-        torch._check(length >= self.count)
-        torch._check(length <= min(context, seen - 1 + most_tokens(self.decoder)))
-        torch._check(start >= 0)
-        torch._check(start + length <= context)
+        _check(length >= self.count)
+        _check(length <= min(context, seen - 1 + most_tokens(self.decoder)))
+        _check(start >= 0)
+        _check(start + length <= context)
         keys, queries = torch.arange(length)[None] + first, torch.arange(self.count)[:, None] + self.position
         hidden = (keys > queries) | (keys <= queries - seen)
         return _Sight(start, length, hidden.to(torch.float32) * HIDDEN_SCORE)
@@ -155,7 +163,8 @@ class _Decoder(torch.nn.Module):
         for width in self.widths:
             self.register_buffer(f"average_{width}", averaging_row(width))
         widths = {table.shape[-1] for each in tables for table in each.buffers()}
-        self.turning = widths if all(turns_halves(module, x, w) for x in decoder.layers for w in widths) else set()
+        turning = all(turns_halves(module, layer, width) for layer in decoder.layers for width in widths)
+        self.turning = sorted(widths) if turning else []
         for width in self.turning:
             self.register_buffer(f"turn_{width}", half_turn(width))
         for index, layer in enumerate(decoder.layers):
@@ -234,20 +243,38 @@ def _look_up(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def export_decoder(model: Model) -> torch.export.ExportedProgram:
-    """Trace a model that keeps a cache, with its compressed weights in native form."""
-    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  # registers the operators
+    """Trace a model that keeps a cache, with its compressed weights in native form.
 
+    Raises:
+        TargetRefusesError: torch.export can't trace it, or only for one number of tokens.
+    """
+    load_attention()
     decoder = model.decoder
     assert decoder is not None
     module = with_native_weights(model)
     tables = with_tables(module, decoder.context, _look_up)
     sequence = torch.export.Dim.AUTO(min=1, max=most_tokens(decoder))
-    with torch.no_grad():
-        program = torch.export.export(
-            _Decoder(module, decoder, tables).eval(),
-            example_inputs(decoder),
-            dynamic_shapes=({1: sequence}, None),
-            strict=False,
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                _Decoder(module, decoder, tables).eval(),
+                example_inputs(decoder),
+                dynamic_shapes=({1: sequence}, None),
+                strict=False,
+            )
+    except Exception as error:
+        raise TargetRefusesError(
+            f"torch.export can't trace the model with a cache: {first_line(error)}",
+            where=f"model {model.name}",
+            next_step=f"Export it without one (`--task {TASK}`), or try another runtime.",
+        ) from error
+    if all(
+        isinstance(size, int) for node in program.graph.nodes if node.name == TOKENS for size in node.meta["val"].shape
+    ):
+        raise TargetRefusesError(
+            "The model only works with one number of tokens a call.",
+            where=f"model {model.name}",
+            next_step=f"Export it without a cache (`--task {TASK}`).",
         )
     tidy(program)
     return program

@@ -36,17 +36,16 @@ ENTRY = "model.pte"
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """A traced model.
+class _Interface:
+    """What goes in and out of a file.
 
     Attributes:
-        inputs, outputs: of the file.
+        inputs, outputs: as the file has them.
         example: a call's inputs, in their order.
         constants: methods of the file that answer a constant.
         facts: what there is to report of the trace.
     """
 
-    program: torch.export.ExportedProgram
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     example: tuple[torch.Tensor, ...]
@@ -54,18 +53,16 @@ class _Traced:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _trace(model: Model, settings: LoweringSettings) -> _Traced:
+def _trace(model: Model, settings: LoweringSettings) -> tuple[torch.export.ExportedProgram, _Interface]:
     if model.decoder is None:
-        return _Traced(
-            export_program(model, settings),
+        return export_program(model, settings), _Interface(
             _file_specs(model.inputs, settings),
             _file_specs(model.outputs, settings),
             tuple(model.example[spec.name].contiguous() for spec in model.inputs),
         )
     from edgeport.export.executorch import decoder
 
-    return _Traced(
-        decoder.export_decoder(model),
+    return decoder.export_decoder(model), _Interface(
         *decoder.file_specs(model.decoder),
         decoder.example_inputs(model.decoder),
         decoder.constant_methods(model),
@@ -105,7 +102,9 @@ def _check_formats(model: Model) -> None:
             )
 
 
-def _lower_program(traced: _Traced, model: Model) -> tuple[Any, dict[str, Any]]:
+def _lower_program(
+    program: torch.export.ExportedProgram, model: Model, constants: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The ExecuTorch program manager, and what was delegated.
 
     Raises:
@@ -116,7 +115,6 @@ def _lower_program(traced: _Traced, model: Model) -> tuple[Any, dict[str, Any]]:
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
 
-    program = traced.program
     try:
         apply_fx_program_fixes("executorch", program)
         apply_fx_node_fixes("executorch", program.graph_module)
@@ -126,7 +124,7 @@ def _lower_program(traced: _Traced, model: Model) -> tuple[Any, dict[str, Any]]:
                 transform_passes=get_transform_passes(),
                 partitioner=[XnnpackPartitioner()],
                 compile_config=get_xnnpack_edge_compile_config(),
-                constant_methods=dict(traced.constants) or None,
+                constant_methods=dict(constants) or None,
             )
             delegation = _delegation(edge)
             return edge.to_executorch(ExecutorchBackendConfig()), delegation
@@ -157,7 +155,7 @@ def _check_kernels(names: list[str], model: Model) -> None:
         )
 
 
-def _check_runs(path: Path, traced: _Traced, model: Model) -> None:
+def _check_runs(path: Path, example: tuple[torch.Tensor, ...], model: Model) -> None:
     """Load the program with its delegates and run it once on the example: some faults show only then.
 
     Raises:
@@ -168,7 +166,7 @@ def _check_runs(path: Path, traced: _Traced, model: Model) -> None:
     try:
         with muted():
             method = Runtime.get().load_program(path).load_method("forward")
-            method.execute(list(traced.example))
+            method.execute(list(example))
     except RuntimeError as error:
         raise TargetRefusesError(
             f"The ExecuTorch runtime can't run the lowered program: {first_line(error)}",
@@ -273,15 +271,14 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     _check_formats(model)
     load_libraries()
     with quiet(), exporter_patches():
-        traced = _trace(model, settings)
-        used = used_weights(traced.program, model)
-        lowered, delegation = _lower_program(traced, model)
+        program, interface = _trace(model, settings)
+        used = used_weights(program, model)
+        lowered, delegation = _lower_program(program, model, interface.constants)
         path = out / ENTRY
         with path.open("wb") as stream:
             lowered.write_to_file(stream)
         # Both hold every weight; what follows needs the file only.
-        traced = replace(traced, program=None)
-        del lowered
+        del program, lowered
         gc.collect()
         share_segments(path)
         file = read_program(path)
@@ -293,19 +290,19 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         places = place_weights(used, file)
         _check_activations(file, places)
         del file  # the runtime needs the room
-        _check_runs(path, traced, model)
+        _check_runs(path, interface.example, model)
     return Artifact(
         runtime="executorch",
         delegate="xnnpack",
         root=out,
         entry=ENTRY,
-        inputs=traced.inputs,
-        outputs=traced.outputs,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
         weights=places,
         context=None if model.decoder is None else model.decoder.context,
         facts={
             **delegation,
-            **traced.facts,
+            **interface.facts,
             **facts,
             "weight_shapes": {name: list(tensor.codes.shape) for name, tensor in used.items()},
             "unused_weights": sorted(set(model.quantized) - set(used)),

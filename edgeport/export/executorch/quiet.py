@@ -75,3 +75,10 @@ def load_libraries() -> None:
             "executorch.runtime",
         ):
             importlib.import_module(name)
+
+
+def load_attention() -> None:
+    """Import what attention over a cache needs (`llama::*`): shapes and kernels, in torch and in the runtime."""
+    load_libraries()
+    with quiet(), muted():
+        importlib.import_module("executorch.extension.llm.custom_ops.custom_ops")
