@@ -155,16 +155,16 @@ class _Step:
 class _Decoder(torch.nn.Module):
     """The module with its cache as buffers."""
 
-    def __init__(self, module: torch.nn.Module, decoder: Decoder, tables: list[RotaryTables]) -> None:
+    def __init__(self, module: Any, decoder: Decoder, tables: list[RotaryTables]) -> None:
         super().__init__()
         self.model, self.decoder = module, decoder
-        config: Any = module.config
-        self.widths = sorted({config.hidden_size, *(layer.head_dim for layer in decoder.layers)})
+        hidden = module.get_input_embeddings().weight.shape[1]
+        self.widths = sorted({hidden, *(layer.head_dim for layer in decoder.layers)})
         for width in self.widths:
             self.register_buffer(f"average_{width}", averaging_row(width))
-        widths = {table.shape[-1] for each in tables for table in each.buffers()}
-        turning = all(turns_halves(module, layer, width) for layer in decoder.layers for width in widths)
-        self.turning = sorted(widths) if turning else []
+        rotary = {table.shape[-1] for each in tables for table in each.buffers()}
+        turning = all(turns_halves(module, layer, width) for layer in decoder.layers for width in rotary)
+        self.turning = sorted(rotary) if turning else []
         for width in self.turning:
             self.register_buffer(f"turn_{width}", half_turn(width))
         for index, layer in enumerate(decoder.layers):

@@ -92,12 +92,19 @@ def turns_halves(module: torch.nn.Module, layer: AttentionLayer, width: int) -> 
 
 def tidy(program: torch.export.ExportedProgram) -> None:
     """Write reshapes with -1 for the open size, and drop transpositions that undo each other, in place."""
-    from executorch.extension.llm.export.export_passes import RemoveRedundantTransposes
-
     aten = torch.ops.aten
     for node in program.graph.nodes:
         if node.target in (aten.view.default, aten.reshape.default):
             shape = list(node.meta["val"].shape)
             if sum(not isinstance(size, int) for size in shape) == 1:
                 node.args = (node.args[0], [size if isinstance(size, int) else -1 for size in shape])
-    RemoveRedundantTransposes()(program.graph_module)
+        elif node.target is aten.transpose.int:
+            before = node.args[0]
+            if before.target is aten.transpose.int and _transposed(before) == _transposed(node):
+                node.replace_all_uses_with(before.args[0])
+    program.graph.eliminate_dead_code()
+
+
+def _transposed(node: torch.fx.Node) -> set[int]:
+    dimensions = node.meta["val"].dim()
+    return {int(dimension) % dimensions for dimension in node.args[1:3]}  # type: ignore[arg-type]  # of a graph: ints
