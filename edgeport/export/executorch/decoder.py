@@ -34,6 +34,7 @@ from edgeport.export.executorch.fewer_delegates import (
 )
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import load_attention
+from edgeport.export.executorch.repairs import written_gelu
 from edgeport.model.decoder import TASK, Call, RotaryTables, StepCache, attending, rotating, with_tables
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
@@ -277,4 +278,5 @@ def export_decoder(model: Model) -> torch.export.ExportedProgram:
             next_step=f"Export it without a cache (`--task {TASK}`).",
         )
     tidy(program)
+    written_gelu(program)
     return program

@@ -18,7 +18,7 @@ from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import muted, quiet
-from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling
+from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling, written_gelu
 from edgeport.export.executorch.roundings import simplify_roundings
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Axis, Model
@@ -158,5 +158,6 @@ def export_program(model: Model, settings: LoweringSettings) -> torch.export.Exp
     if shapes is not None:
         _check_dynamic(program, model)
     complete_pooling(program)
+    written_gelu(program)
     simplify_roundings(program)
     return program

@@ -10,10 +10,14 @@ there: everything in between then runs in the wrong layout. Lowering succeeds, a
 
 Pooling without a stride: the partitioner reads the stride argument of `max_pool2d`, which
 `torch.nn.functional.max_pool2d(x, 2)` leaves out, and stops with an IndexError.
+
+GELU by a tanh (Gemma, SigLIP): the serializer leaves the argument out (backends/xnnpack/operators/op_gelu.py), and
+XNNPACK computes the exact GELU instead, which differs by up to 5e-4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,3 +75,28 @@ def complete_pooling(program: torch.export.ExportedProgram) -> None:
             kernel = list(node.args[1])
             pair = kernel * 2 if len(kernel) == 1 else kernel
             node.args = (node.args[0], pair, pair, *node.args[3:])
+
+
+def written_gelu(program: torch.export.ExportedProgram) -> None:
+    """Write out every GELU by a tanh: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); Hendrycks & Gimpel, 2016."""
+    import torch
+
+    aten = torch.ops.aten
+    factor = math.sqrt(2 / math.pi)
+    for node in list(program.graph.nodes):
+        if node.target is not aten.gelu.default or node.kwargs.get("approximate") != "tanh":
+            continue
+
+        def call(target: Any, *args: Any, like: torch.fx.Node = node) -> torch.fx.Node:
+            made = program.graph.call_function(target, args)
+            made.meta = dict(like.meta)
+            return made
+
+        x = node.args[0]
+        with program.graph.inserting_before(node):
+            slope = call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.mul.Tensor, x, x), 0.044715 * factor), factor)
+            share = call(aten.tanh.default, call(aten.mul.Tensor, x, slope))
+            half = call(aten.mul.Tensor, x, 0.5)
+            result = call(aten.add.Tensor, half, call(aten.mul.Tensor, half, share))
+        node.replace_all_uses_with(result)
+        program.graph.erase_node(node)
