@@ -16,7 +16,6 @@ Attention is `llama::custom_sdpa` over the cache, where it lies. It knows neithe
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ from edgeport.export.executorch.fewer_delegates import (
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import load_attention
 from edgeport.export.executorch.repairs import written_gelu
-from edgeport.model.decoder import TASK, Call, RotaryTables, StepCache, attending, rotating, with_tables
+from edgeport.model.decoder import TASK, Call, RotaryTables, StepCache, attending, end_tokens, rotating, with_tables
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 TOKENS, POSITION, LOGITS = "tokens", "input_pos", "logits"
@@ -60,9 +59,8 @@ def file_specs(decoder: Decoder) -> tuple[tuple[TensorSpec, ...], tuple[TensorSp
 
 def example_inputs(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
     """A first call."""
-    return torch.arange(min(TRACED_TOKENS, decoder.context))[None] % decoder.vocabulary, torch.zeros(
-        1, dtype=torch.int64
-    )
+    tokens = torch.arange(min(TRACED_TOKENS, decoder.context))[None] % decoder.vocabulary
+    return tokens, torch.zeros(1, dtype=torch.int64)
 
 
 def constant_methods(model: Model) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def constant_methods(model: Model) -> dict[str, Any]:
     decoder = model.decoder
     assert decoder is not None
     config: Any = model.module.config
-    stop = _stop_tokens(model)
+    stop = sorted(end_tokens(model))
     begin = getattr(config, "bos_token_id", None)
     return {
         "get_max_seq_len": most_tokens(decoder),
@@ -92,17 +90,6 @@ def facts(decoder: Decoder) -> dict[str, Any]:
         "most_tokens_a_call": most_tokens(decoder),
         "cache_bytes": decoder.cached_values * decoder.context * 4,
     }
-
-
-def _stop_tokens(model: Model) -> list[int]:
-    """The end tokens that generation_config.json or, without one, the configuration names."""
-    config: Any = model.module.config
-    named = getattr(config, "eos_token_id", None)
-    path = model.assets.get("generation_config.json")
-    if path is not None:
-        named = json.loads(path.read_text()).get("eos_token_id", named)
-    listed = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({int(token) for token in listed})
 
 
 @dataclass(frozen=True)
