@@ -25,7 +25,7 @@ def test_rotation_is_llamas(width: int, head: int) -> None:
     cos, sin = (torch.randn(1, 5, width // 2, generator=generator).repeat(1, 1, 2) for _ in range(2))
     expected = apply_rotary_pos_emb(query[..., :width], key[..., :width], cos, sin)
     for x, turned in zip((query, key), expected, strict=True):
-        got = rotate(x, cos, sin, half_turn(width))
+        got = rotate(x, cos.unsqueeze(2), sin.unsqueeze(2), half_turn(width))
         torch.testing.assert_close(got[..., :width], turned, atol=1e-6, rtol=1e-6)
         assert torch.equal(got[..., width:], x[..., width:])
 

@@ -172,8 +172,16 @@ class _Decoder(torch.nn.Module):
             torch.ops.llama.update_cache(value, values, step.start)
             return _attention(call.layer, step, query, keys, values)
 
+        # All layers get the same tables. The keys are kept with the values: an id is a tensor's while it lives.
+        spread: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def for_heads(table: torch.Tensor) -> torch.Tensor:
+            if id(table) not in spread:
+                spread[id(table)] = (table, table.unsqueeze(2))
+            return spread[id(table)][1]
+
         def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-            return rotate(x, cos, sin, self.get_buffer(f"turn_{cos.shape[-1]}"))
+            return rotate(x, for_heads(cos), for_heads(sin), self.get_buffer(f"turn_{cos.shape[-1]}"))
 
         with ExitStack() as stack:
             stack.enter_context(attending(self.model, attend))

@@ -56,13 +56,13 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Te
     """Rotary positions of (B, heads, S, head_dim), the first `width` of each head: x cos + rotate_half(x) sin.
 
     Args:
-        cos, sin: (B, S, width).
+        cos, sin: (B, S, 1, width).
         turn: `half_turn(width)`.
     """
     width = turn.shape[0]
     rows = x.transpose(1, 2)
     turned = rows if rows.shape[-1] == width else rows[..., :width]
-    turned = turned * cos.unsqueeze(2) + F.linear(turned, turn) * sin.unsqueeze(2)
+    turned = turned * cos + F.linear(turned, turn) * sin
     if rows.shape[-1] != width:
         turned = torch.cat([turned, rows[..., width:]], -1)
     return turned.transpose(1, 2)
@@ -85,7 +85,7 @@ def turns_halves(module: torch.nn.Module, layer: AttentionLayer, width: int) -> 
         return False
     turn = half_turn(width)
     return all(
-        torch.allclose(answer, rotate(x, cos, sin, turn), atol=1e-5)
+        torch.allclose(answer, rotate(x, cos.unsqueeze(2), sin.unsqueeze(2), turn), atol=1e-5)
         for answer, x in zip(answers, (query, key), strict=True)
     )
 

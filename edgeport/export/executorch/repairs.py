@@ -88,7 +88,7 @@ def written_gelu(program: torch.export.ExportedProgram) -> None:
             continue
 
         def call(target: Any, *args: Any, like: torch.fx.Node = node) -> torch.fx.Node:
-            made = program.graph.call_function(target, args)
+            made: torch.fx.Node = program.graph.call_function(target, args)
             made.meta = dict(like.meta)
             return made
 
