@@ -163,7 +163,8 @@ def test_the_export_of_a_folder_measures_against_the_original(
     result = export(wanted)
     direct = ExportRequest(str(tiny_model("llama")), load_target(ORT), tiny_recipe("int4"), tmp_path / "out")
     lowered(direct, tmp_path / "direct")
-    assert hash_tree(tmp_path / "bundle" / "model") == hash_tree(tmp_path / "direct")
+    made, bundled = hash_tree(tmp_path / "direct"), hash_tree(tmp_path / "bundle" / "model")
+    assert {name: digest for name, digest in bundled.items() if name in made} == made  # beside it lies the tokenizer
     evidence, manifest = result.evidence, result.manifest
     assert evidence["weights"]["equal"] == len(load_model(str(path)).quantized) > 0
     assert "dequantised weights" in manifest["source"]["note"]
