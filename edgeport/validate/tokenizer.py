@@ -7,6 +7,7 @@ them. Here they are replayed through the very libraries that device runtimes lin
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -101,8 +102,13 @@ Render = Callable[[Sequence[Mapping[str, str]]], str]
 
 
 def _extensions(assets: Path) -> tuple[Encode, Render | None]:
+    before = dict(os.environ)
     from onnxruntime_extensions.pp_api import Tokenizer  # type: ignore[import-untyped]
 
+    # Its import asks for protobuf's pure Python form, which writes maps in another order: processes started later
+    # would write other bytes.
+    os.environ.clear()
+    os.environ.update(before)
     tokenizer = Tokenizer(str(assets))
     tokenizer.update_options({"add_special_tokens": "false"})
 
