@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from edgeport.errors import BadInputError
+from edgeport.model import tokenizer
 from edgeport.model.types import SCORED, AttentionLayer, Axis, Decoder, Model, TensorSpec
-from edgeport.storage import read_json
 
 INTERFACE = "edgeport"
 """Name under which the attention function is registered with transformers."""
@@ -148,12 +148,8 @@ def _observe(module: torch.nn.Module, ids: torch.Tensor) -> tuple[AttentionLayer
 
 def end_tokens(model: Model) -> frozenset[int]:
     """The tokens that end a text, as generation_config.json or the config names them."""
-    named: Any = getattr(model.module.config, "eos_token_id", None)
-    path = model.assets.get("generation_config.json")
-    if path is not None:
-        named = read_json(path).get("eos_token_id", named)
-    found = named if isinstance(named, list) else [] if named is None else [named]
-    return frozenset(int(token) for token in found)
+    otherwise = getattr(model.module.config, "eos_token_id", None)
+    return tokenizer.end_tokens(model.assets.get("generation_config.json"), otherwise)
 
 
 def is_causal_lm(model: Model) -> bool:

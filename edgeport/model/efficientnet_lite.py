@@ -7,7 +7,6 @@ width and depth 1.0 and takes pictures of 224 x 224.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +16,8 @@ import torch
 from torch import nn
 
 from edgeport.errors import BadInputError
-from edgeport.model.fold import fold_norms
-from edgeport.model.inputs import BATCH, make_example, output_specs
-from edgeport.model.types import ImagePreprocessing, Model, Source, TensorSpec
-from edgeport.storage import hash_file
+from edgeport.model.published import published_classifier
+from edgeport.model.types import ImagePreprocessing, Model
 
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
@@ -163,23 +160,6 @@ def load_lite0(
         module.load_state_dict(from_published(torch.load(path, map_location="cpu", weights_only=True)))
     except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
         raise BadInputError("The file is no EfficientNet-Lite0 checkpoint, or is damaged.", where=path) from error
-    module.eval().requires_grad_(False)
-    inputs = (TensorSpec("pixel_values", "float32", (BATCH, 3, *LITE0_SIZE)),)
-    example = make_example(inputs)
-    fold_norms(module, example)
-    files = [path] if labels is None else [path, labels]
-    known = hashes or {}
-    return Model(
-        name=name,
-        module=module,
-        source=Source("zoo", reference, {file.name: known.get(file.name) or hash_file(file) for file in files}),
-        task="image-classification",
-        modality="image",
-        inputs=inputs,
-        outputs=output_specs(module, inputs, default="logits"),
-        example=example,
-        huggingface=False,
-        # The published training code normalises with (pixel - 127) / 128 and crops 224 of 256 pixels.
-        image=ImagePreprocessing(size=LITE0_SIZE, mean=(127.0,) * 3, std=(128.0,) * 3, scale=1.0, crop=0.875),
-        labels=() if labels is None else tuple(json.loads(labels.read_text())),
-    )
+    # The published training code normalises with (pixel - 127) / 128 and crops 224 of 256 pixels.
+    image = ImagePreprocessing(size=LITE0_SIZE, mean=(127.0,) * 3, std=(128.0,) * 3, scale=1.0, crop=0.875)
+    return published_classifier(module, path, image, name=name, reference=reference, labels=labels, hashes=hashes)

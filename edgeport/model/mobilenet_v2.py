@@ -6,7 +6,6 @@ carry the names of the published PyTorch checkpoint.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,8 @@ import torch
 from torch import nn
 
 from edgeport.errors import BadInputError
-from edgeport.model.fold import fold_norms
-from edgeport.model.inputs import BATCH, make_example, output_specs
-from edgeport.model.types import ImagePreprocessing, Model, Source, TensorSpec
-from edgeport.storage import hash_file
+from edgeport.model.published import published_classifier
+from edgeport.model.types import ImagePreprocessing, Model
 
 SIZE = (224, 224)
 STEM_CHANNELS = 32
@@ -105,30 +102,13 @@ def load_mobilenet_v2(
         module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
         raise BadInputError("The file is no MobileNetV2 checkpoint, or is damaged.", where=path) from error
-    module.eval().requires_grad_(False)
-    inputs = (TensorSpec("pixel_values", "float32", (BATCH, 3, *SIZE)),)
-    example = make_example(inputs)
-    fold_norms(module, example)
-    files = [path] if labels is None else [path, labels]
-    known = hashes or {}
-    return Model(
-        name=name,
-        module=module,
-        source=Source("zoo", reference, {file.name: known.get(file.name) or hash_file(file) for file in files}),
-        task="image-classification",
-        modality="image",
-        inputs=inputs,
-        outputs=output_specs(module, inputs, default="logits"),
-        example=example,
-        huggingface=False,
-        # As the weights were trained and published: the shorter side to 256, 224 of it, ImageNet's mean and deviation.
-        image=ImagePreprocessing(
-            size=SIZE,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            scale=1 / 255,
-            crop=0.875,
-            resample="bilinear",
-        ),
-        labels=() if labels is None else tuple(json.loads(labels.read_text())),
+    # As the weights were trained and published: the shorter side to 256, 224 of it, ImageNet's mean and deviation.
+    image = ImagePreprocessing(
+        size=SIZE,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        scale=1 / 255,
+        crop=0.875,
+        resample="bilinear",
     )
+    return published_classifier(module, path, image, name=name, reference=reference, labels=labels, hashes=hashes)

@@ -6,12 +6,25 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from edgeport.storage import cache_root, hash_file, hash_value, write_text
+from edgeport.storage import cache_root, hash_file, hash_value, read_json, write_text
 
 logger = logging.getLogger(__name__)
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model")
 CONFIGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def end_tokens(generation_config: Path | None, otherwise: object = None) -> frozenset[int]:
+    """The tokens that end a text, as generation_config.json names them.
+
+    Args:
+        generation_config: the file, if there is one.
+        otherwise: what holds where it names none: an id, a list of ids, or None.
+    """
+    named: Any = otherwise
+    if generation_config is not None and generation_config.is_file():
+        named = read_json(generation_config).get("eos_token_id", otherwise)
+    return frozenset(int(token) for token in (named if isinstance(named, list) else [] if named is None else [named]))
 
 
 def tokenizer_file(folder: Path) -> Path | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import BadInputError, first_line
+from edgeport.model.tokenizer import end_tokens
 from edgeport.runtime.generate import Generation, Sampling, generate
 
 if TYPE_CHECKING:
@@ -108,11 +108,7 @@ def open_texts(assets: Path) -> Texts:
 
 def stop_tokens(assets: Path, tokenizer: Any) -> set[int]:
     """The end tokens that generation_config.json and the tokenizer name."""
-    found: set[int] = set()
-    path = assets / "generation_config.json"
-    if path.is_file():
-        named = json.loads(path.read_text()).get("eos_token_id")
-        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    found = set(end_tokens(assets / "generation_config.json"))
     if tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
     return found

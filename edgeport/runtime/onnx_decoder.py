@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeport.runtime.decoder import check_tokens
+from edgeport.runtime.decoder import IDS, LOGITS, check_tokens
 from edgeport.runtime.onnxruntime import open_file
 
 if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact
 
 PAST, PRESENT = "past_key_values.", "present."
-MASK, POSITIONS, IDS, LOGITS = "attention_mask", "position_ids", "input_ids", "logits"
+MASK, POSITIONS = "attention_mask", "position_ids"
 
 
 class OnnxRuntimeTokens:

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeport.export.onnx.canonical import is_operator
 from edgeport.export.onnx.decoder import MASK, POSITIONS
-from edgeport.export.onnx.graph import MICROSOFT, Writer
+from edgeport.export.onnx.graph import MICROSOFT, Writer, answer_for
 from edgeport.export.onnx.trace import PLACEHOLDERS
 
 
@@ -112,11 +112,7 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     )
     (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
     for old, new in zip(node.outputs, (apart, present_key, present_value), strict=True):
-        new.shape, new.type = old.shape, old.type
-        name, is_output = old.name, old.is_graph_output()
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        if is_output:
-            new.name = name
+        answer_for(old, new)
     writer.graph.remove(node, safe=True)
 
 

@@ -14,6 +14,15 @@ CODES, SCALE, ZERO_POINT = ".codes", ".scale", ".zero_point"
 """Suffixes of a compressed parameter's initializers in the file."""
 
 
+def answer_for(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` take the place of a value, its shape and type, and its name where it is an output of the graph."""
+    new.shape, new.type = old.shape, old.type
+    name, is_output = old.name, old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if is_output:
+        new.name = name
+
+
 class Writer:
     """Adds initializers and nodes to one graph."""
 
@@ -71,13 +80,8 @@ class Writer:
 
     def replace(self, node: ir.Node, new: ir.Value) -> None:
         """Let `new` answer for the node's only output, and remove the node."""
-        old = node.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        name, is_output = old.name, old.is_graph_output()
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        answer_for(node.outputs[0], new)
         self.graph.remove(node, safe=True)
-        if is_output:
-            new.name = name
 
 
 def rank(value: ir.Value) -> int:
