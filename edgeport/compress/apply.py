@@ -16,6 +16,7 @@ from edgeport.compress.lines import weight_line
 from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
 from edgeport.compress.quantize.brecq import reconstruct
+from edgeport.compress.quantize.fitted import quantize_fitted_palette
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.quantize.hqq import quantize_hqq
 from edgeport.compress.quantize.palette import quantize_palette
@@ -151,7 +152,19 @@ def _searches(step: Quantize) -> bool:
 def _quantize(step: Quantize, item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
     """One weight by the recipe's method. A layer whose inputs are no vectors (an embedding) is rounded to nearest."""
     second = None if moments is None else moments.second / moments.count
-    if item.format.scheme == "lut":
+    if item.format.scheme == "lut" and isinstance(step, Gptq) and second is not None:
+        tensor = quantize_fitted_palette(
+            weight,
+            second,
+            bits=item.format.bits,
+            group_size=item.format.group_size,
+            scale_dtype=item.scale_dtype,
+            act_order=step.act_order,
+            damping=step.damping,
+            rounds=step.refine,
+        )
+        name = "gptq"
+    elif item.format.scheme == "lut":
         importance = None if second is None else second.diagonal()
         size = item.format.group_size
         tensor = quantize_palette(
@@ -274,7 +287,7 @@ def apply_recipe(
     )
     table: Table = {}
     if step.bits_per_weight is not None:
-        assignments, table = choose_formats(model, step, target, assignments, inputs, progress=progress)
+        assignments, table = choose_formats(model, recipe, target, assignments, inputs, progress=progress)
 
     def method(item: Assignment, weight: torch.Tensor, moments: Moments | None) -> Made:
         return _quantize(step, item, weight, moments)

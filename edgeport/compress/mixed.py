@@ -77,11 +77,12 @@ def weight_budgets(assignments: Sequence[Assignment], recipe: Recipe, target: Ta
     }
 
 
-def _option(item: Assignment, weight: torch.Tensor, sensitivity: Sensitivity) -> Choice:
-    """What one format of one weight stores and costs."""
+def _option(item: Assignment, weight: torch.Tensor, sensitivities: Sequence[Sensitivity], float_bytes: int) -> Choice:
+    """What one format of one weight stores and costs, in all the layers that use it."""
     if not item.format.quantized:
-        return Choice("float", weight.numel() * 4, 0.0)
-    importance = None if sensitivity.second is None else sensitivity.second.diagonal()
+        return Choice("float", weight.numel() * float_bytes, 0.0)
+    second = next((found.second for found in sensitivities if found.second is not None), None)
+    importance = None if second is None else second.diagonal()
     if item.format.scheme == "lut":
         tensor = quantize_palette(
             weight,
@@ -93,19 +94,26 @@ def _option(item: Assignment, weight: torch.Tensor, sensitivity: Sensitivity) ->
     else:
         tensor = quantize_rtn(weight, item.grid, importance=importance)
     change = as_matrix(dequantize(tensor)) - as_matrix(weight.to(torch.float32))
-    return Choice(item.format.name, tensor.storage_bytes(), max(sensitivity.cost(change), 0.0))
+    cost = sum(max(found.cost(change), 0.0) for found in sensitivities)
+    return Choice(item.format.name, tensor.storage_bytes(), cost)
+
+
+def float_bytes(recipe: Recipe, target: Target) -> int:
+    """Bytes of a weight that stays in float, in the precision that the recipe gets on the target."""
+    precision = target.precisions[0] if recipe.lower.precision == "target" else recipe.lower.precision
+    return 2 if precision == "fp16" else 4
 
 
 def choose_formats(
     model: Model,
-    step: Quantize,
+    recipe: Recipe,
     target: Target,
     assignments: Sequence[Assignment],
     inputs: Sequence[Mapping[str, torch.Tensor]],
     *,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[tuple[Assignment, ...], Table]:
-    """The assignments with the formats that lose least within `step.bits_per_weight`, and the table behind them.
+    """The assignments with the formats that lose least within `bits_per_weight`, and the table behind them.
 
     Weights that have only one format, or that the recipe leaves in float, are not counted.
 
@@ -115,14 +123,13 @@ def choose_formats(
     Raises:
         BadInputError: the smallest formats at hand take more than the budget.
     """
-    assert step.bits_per_weight is not None
+    step = recipe.quantize
+    assert step is not None and step.bits_per_weight is not None
     formats = choices(assignments, step, target)
     open_ = [item for item in assignments if item.name in formats]
-    layers = {}
-    for item in open_:
-        aliases = [model.module.get_submodule(name.rpartition(".")[0]) for name in item.tied or (item.name,)]
-        # A tied weight costs what it does where it multiplies: a table's rows are too many to say.
-        layers[item.name] = next((a for a in aliases if not isinstance(a, torch.nn.Embedding)), aliases[0])
+    # A tied weight costs what it does where it is looked up and what it does where it multiplies.
+    users = {item.name: [name.rpartition(".")[0] for name in item.tied or (item.name,)] for item in open_}
+    layers = {user: model.module.get_submodule(user) for found in users.values() for user in found}
     outputs = tuple(spec.name for spec in model.outputs)
     sensitivities = measure_sensitivity(model.module, layers, inputs[:SAMPLES], outputs)
     options: dict[str, list[Choice]] = {}
@@ -130,8 +137,10 @@ def choose_formats(
     for index, item in enumerate(open_):
         weight = model.module.get_parameter(item.name).detach()
         weights += weight.numel()
+        found = [sensitivities[user] for user in users[item.name]]
         options[item.name] = [
-            _option(reassigned(item, name, target), weight, sensitivities[item.name]) for name in formats[item.name]
+            _option(reassigned(item, name, target), weight, found, float_bytes(recipe, target))
+            for name in formats[item.name]
         ]
         if progress is not None:
             progress(index + 1, len(open_), f"choosing bits, {item.name.removesuffix('.weight')}")

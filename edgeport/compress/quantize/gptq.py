@@ -13,6 +13,8 @@ nothing in how the weight is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from edgeport.compress.quantize.grid import Grid, fit_scales
@@ -42,6 +44,48 @@ def inverse_factor(second: torch.Tensor, damping: float) -> torch.Tensor:
         amount *= 10
 
 
+Round = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(column, (N,) values) -> their codes and what these stand for, each (N,) float32."""
+
+
+def compensated(
+    matrix: torch.Tensor, second: torch.Tensor, rounded: Round, *, act_order: bool, damping: float
+) -> torch.Tensor:
+    """The codes of a weight's columns, each rounded after those before it left their errors to it. (N, K) float32.
+
+    Args:
+        matrix: (N, K) float32.
+        second, act_order, damping: as in `quantize_gptq`.
+        rounded: rounds the values of one column.
+    """
+    columns = matrix.shape[1]
+    energy = second.diagonal()
+    # An input that is always 0 says nothing about its column; 1 keeps H invertible and the column its own.
+    hessian = second + torch.diag((energy == 0).to(second.dtype) * max(float(energy.mean()), 1e-30))
+    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(columns)
+    matrix = matrix[:, order]
+    factor = inverse_factor(hessian[order][:, order], damping)
+    codes = torch.empty_like(matrix)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        block, errors = matrix[:, start:stop], torch.empty(matrix.shape[0], stop - start)
+        for offset in range(stop - start):
+            index, column = start + offset, int(order[start + offset])
+            value = block[:, offset]
+            codes[:, column], rounding = rounded(column, value)
+            error = (value - rounding) / factor[index, index]
+            block[:, offset:] -= torch.outer(error, factor[index, index:stop])
+            errors[:, offset] = error
+        matrix[:, stop:] -= errors @ factor[start:stop, stop:]
+    return codes
+
+
+def column_importance(second: torch.Tensor) -> torch.Tensor:
+    """The weight of each column's squared error: its input's energy, 1 on average. (K,), nowhere 0."""
+    energy = second.diagonal()
+    return energy / energy.mean().clamp_min(1e-30) + 1e-6
+
+
 def quantize_gptq(
     weight: torch.Tensor,
     second: torch.Tensor,
@@ -60,38 +104,20 @@ def quantize_gptq(
         act_order: columns in descending order of their inputs' energy.
         damping: see `inverse_factor`.
     """
-    matrix = as_matrix(weight.detach().to(torch.float32), axis).clone()
-    rows, columns = matrix.shape
-    energy = second.diagonal()
-    # An input that is always 0 says nothing about its column; 1 keeps H invertible and the column its own.
-    hessian = second + torch.diag((energy == 0).to(second.dtype) * max(float(energy.mean()), 1e-30))
-    importance = energy / energy.mean().clamp_min(1e-30) + 1e-6
-    scale, zero = fit_scales(matrix, grid, importance=importance)
-    size = grid.group_size or columns
+    matrix = as_matrix(weight.detach().to(torch.float32), axis)
+    scale, zero = fit_scales(matrix, grid, importance=column_importance(second))
+    size = grid.group_size or matrix.shape[1]
     lowest, highest = grid.range
-    column_scale = scale.repeat_interleave(size, 1)
-    column_zero = torch.zeros_like(column_scale) if zero is None else zero.to(torch.float32).repeat_interleave(size, 1)
+    shifts = torch.zeros_like(scale) if zero is None else zero.to(torch.float32)
 
-    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(columns)
-    matrix, column_scale, column_zero = matrix[:, order], column_scale[:, order], column_zero[:, order]
-    factor = inverse_factor(hessian[order][:, order], damping)
-    codes = torch.empty_like(matrix)
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        block, errors = matrix[:, start:stop], torch.empty(rows, stop - start)
-        for offset in range(stop - start):
-            index = start + offset
-            value, step, shift = block[:, offset], column_scale[:, index], column_zero[:, index]
-            code = torch.clamp(torch.round(value / step) + shift, lowest, highest)
-            codes[:, index] = code
-            error = (value - (code - shift) * step) / factor[index, index]
-            block[:, offset:] -= torch.outer(error, factor[index, index:stop])
-            errors[:, offset] = error
-        matrix[:, stop:] -= errors @ factor[start:stop, stop:]
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
+    def rounded(column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step, shift = scale[:, column // size], shifts[:, column // size]
+        codes = torch.clamp(torch.round(values / step) + shift, lowest, highest)
+        return codes, (codes - shift) * step
+
+    codes = compensated(matrix, second, rounded, act_order=act_order, damping=damping)
     return QuantizedTensor(
-        codes=from_matrix(restored.to(torch.int8), weight.shape, axis),
+        codes=from_matrix(codes.to(torch.int8), weight.shape, axis),
         scale=scale,
         zero_point=zero,
         bits=grid.bits,

@@ -162,7 +162,7 @@ def fit_palettes(values: torch.Tensor, entries: int, weights: torch.Tensor | Non
     return _use_few_values(positions, _centres(sums, bounds) + middle)
 
 
-def _stored(palette: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
+def stored_entries(palette: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
     """The nearest finite values that a type holds, as float32."""
     kind = getattr(torch, dtype)
     largest = torch.finfo(kind).max
@@ -222,7 +222,7 @@ def quantize_palette(
     entries = 2**bits
     block = max(1, BLOCK // max(values.shape[1], CANDIDATES * entries * WINDOW))
     parts = torch.split(values, block)
-    palettes = [_stored(fit_palettes(part, entries, shares), scale_dtype) for part in parts]
+    palettes = [stored_entries(fit_palettes(part, entries, shares), scale_dtype) for part in parts]
     codes = [nearest_entries(part, palette) for part, palette in zip(parts, palettes, strict=True)]
     return QuantizedTensor(
         codes=from_matrix(torch.cat(codes).reshape(rows, columns), weight.shape, axis),

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from edgeport.compress.quantize.gptq import Round
 from edgeport.quantized import QuantizedTensor, as_matrix, code_range, dequantize, from_matrix, round_scale
 
 BLOCK = 128
@@ -55,16 +56,17 @@ def _better_scales(tensor: QuantizedTensor, target: torch.Tensor, second: torch.
     return round_scale(torch.where(usable, solved, tensor.scale), tensor.scale_dtype).contiguous()
 
 
-def _better_codes(tensor: QuantizedTensor, target: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """One sweep over the columns: each to its best code with all others as they are now. (N, K) float32."""
-    lowest, highest = code_range(tensor.bits, symmetric=tensor.zero_point is None)
-    size = tensor.group_size
-    scale = tensor.scale.repeat_interleave(size, 1)
-    codes = as_matrix(tensor.codes, tensor.axis).to(torch.float32).clone()
-    zero = (
-        torch.zeros_like(codes) if tensor.zero_point is None else tensor.zero_point.float().repeat_interleave(size, 1)
-    )
-    change = (codes - zero) * scale - target
+def swept_codes(
+    codes: torch.Tensor, change: torch.Tensor, target: torch.Tensor, second: torch.Tensor, rounded: Round
+) -> torch.Tensor:
+    """One sweep over the columns: each to its best code with all others as they are now. (N, K) float32.
+
+    Args:
+        codes, change: those at hand, and what they stand for minus the float weight.
+        target: the float weight, (N, K).
+        rounded: the nearest codes of a column's values.
+    """
+    codes, change = codes.clone(), change.clone()
     gradient = change @ second
     diagonal = second.diagonal()
     for start in range(0, codes.shape[1], BLOCK):
@@ -74,13 +76,33 @@ def _better_codes(tensor: QuantizedTensor, target: torch.Tensor, second: torch.T
             if diagonal[column] <= 0:
                 continue
             wanted = target[:, column] + change[:, column] - near[:, offset] / diagonal[column]
-            code = torch.clamp(torch.round(wanted / scale[:, column]) + zero[:, column], lowest, highest)
-            moves[:, offset] = (code - codes[:, column]) * scale[:, column]
-            codes[:, column] = code
+            codes[:, column], value = rounded(column, wanted)
+            moves[:, offset] = value - target[:, column] - change[:, column]
             change[:, column] += moves[:, offset]
             near += torch.outer(moves[:, offset], second[column, block])
         gradient += moves @ second[block]
     return codes
+
+
+def _better_codes(tensor: QuantizedTensor, target: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """One sweep over an integer form. (N, K) float32."""
+    lowest, highest = code_range(tensor.bits, symmetric=tensor.zero_point is None)
+    size, scale = tensor.group_size, tensor.scale
+    shifts = torch.zeros_like(scale) if tensor.zero_point is None else tensor.zero_point.float()
+
+    def rounded(column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step, shift = scale[:, column // size], shifts[:, column // size]
+        codes = torch.clamp(torch.round(values / step) + shift, lowest, highest)
+        return codes, (codes - shift) * step
+
+    codes = as_matrix(tensor.codes, tensor.axis).to(torch.float32)
+    change = as_matrix(dequantize(tensor), tensor.axis) - target
+    return swept_codes(codes, change, target, second, rounded)
+
+
+def damped_second(second: torch.Tensor) -> torch.Tensor:
+    """Damped a little, so that directions which calibration never saw are not free. (K, K)."""
+    return second + torch.diag(torch.full((second.shape[0],), 1e-3 * float(second.diagonal().mean())))
 
 
 def refine(tensor: QuantizedTensor, weight: torch.Tensor, second: torch.Tensor, *, rounds: int = 2) -> QuantizedTensor:
@@ -96,8 +118,7 @@ def refine(tensor: QuantizedTensor, weight: torch.Tensor, second: torch.Tensor, 
         A weight whose error tr(D H D^T) is no larger, in any row.
     """
     target = as_matrix(weight.detach().to(torch.float32), tensor.axis)
-    # Damped a little, so that directions which calibration never saw are not free.
-    second = second + torch.diag(torch.full((second.shape[0],), 1e-3 * float(second.diagonal().mean())))
+    second = damped_second(second)
     error = _row_errors(as_matrix(dequantize(tensor), tensor.axis) - target, second)
 
     def keep(trial: QuantizedTensor) -> None:
