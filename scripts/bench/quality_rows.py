@@ -33,6 +33,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "rtn": [{"method": "rtn"}],
     "hqq": [{"method": "hqq"}],
     "gptq": [{"method": "gptq"}],
+    "gptq+bias": [{"method": "gptq", "correct_bias": True}],
     "awq+gptq": [{"method": "awq"}, {"method": "gptq"}],
     "rotate+gptq": [{"method": "rotate"}, {"method": "gptq"}],
     "gptq+brecq": [{"method": "gptq"}, {"method": "brecq"}],
@@ -44,10 +45,10 @@ MIXED = {
         *("int8", "int8_g16", "int8_g32", "int8_g64", "uint8_g32"),
         *("uint4_g16", "uint4_g32", "uint4_g64", "int4_g32", "int4_g64", "int4_g128", "uint2_g32"),
     ],
-    COREML: ["int8", "lut6", "lut6_g16", "lut4", "lut4_g8", "lut3_g8"],
+    COREML: ["int8", "int8_g32", "lut8", "lut6", "lut6_g16", "lut4_g16", "lut4_g8", "lut3_g8"],
 }
 """What mixed precision chooses from."""
-CONV = {ORT: ["int8"], COREML: ["int8", "lut6", "lut6_g16", "lut4_g8"]}
+CONV = {ORT: ["int8"], COREML: ["int8", "lut8", "lut6", "lut6_g16", "lut4_g8"]}
 """The same for convolutions. A small one may stay in float: it costs few bytes, and some are worth many."""
 
 
@@ -91,6 +92,10 @@ LINES = (
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
     Line(ORT, "gptq", 8.75),
+    Line(ORT, "gptq", 8.5, kinds="language"),
+    Line(ORT, "gptq awq+gptq", 8.1, kinds=TRANSFORMERS),
+    Line(ORT, "gptq+bias", "int8", kinds="image"),
+    Line(ORT, "gptq+bias", 8.2, kinds="image"),
     Line(ORT, "gptq awq+gptq", 6.0, kinds=TRANSFORMERS),
     Line(ORT, "gptq awq+gptq", 5.0, kinds=TRANSFORMERS),
     Line(ORT, "gptq awq+gptq rotate+gptq awq+gptq+brecq", 4.5, kinds=TRANSFORMERS),
@@ -101,11 +106,17 @@ LINES = (
     Line(COREML, "rtn gptq", "int8"),
     Line(COREML, "rtn", "int4", kinds="image"),
     Line(COREML, "gptq", "int4_g32", kinds="text language"),
+    Line(COREML, "gptq+bias", "int8", kinds="image"),
+    Line(COREML, "gptq+bias", "lut8", kinds="image"),
     Line(COREML, "gptq", "lut6", kinds="text image language"),
+    Line(COREML, "gptq+bias", "lut6", kinds="image"),
+    Line(COREML, "gptq", "lut6_g16", ("lut6",), kinds="text language"),
     Line(COREML, "gptq", "lut4_g16", ("lut4",), kinds="text image language"),
     Line(COREML, "gptq", "lut3_g16", ("lut3",), kinds="text language"),
     Line(COREML, "gptq", 8.2, kinds="image"),
-    Line(COREML, "gptq", 6.0, kinds="image"),
+    Line(COREML, "gptq+bias", 8.0, kinds="image"),
+    Line(COREML, "gptq+bias", 6.0, kinds="image"),
+    Line(COREML, "gptq", 6.1, kinds="text language"),
     Line(COREML, "gptq", 4.5, kinds="text image language"),
 )
 RECIPES = ("int8", "int8-static", "int4", "mixed")
@@ -130,7 +141,7 @@ def recipe_of(line: Line, method: str, name: str) -> Recipe:
     """The recipe that a line stands for."""
     if isinstance(line.form, float):
         # Beyond 8 bits what is narrower has no chance, and palettes take long to measure.
-        least = 8 if line.form > 8 else 0
+        least = 8 if line.form > 8.15 else 0
         forms = [name for name in MIXED[line.target] if WeightFormat.parse(name).bits >= least]
         conv = [name for name in CONV[line.target] if WeightFormat.parse(name).bits >= least] + ["float"]
     else:

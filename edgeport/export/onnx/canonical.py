@@ -1,11 +1,13 @@
 """Give every compressed weight one marker and every layer that multiplies by it one form.
 
 Exporters write a Linear layer as `MatMul(x, Transpose(w)) + b`, or as `Gemm`. Here it becomes
-`edgeport::Linear(x, w, b)`, so that the fusions that follow can't tear the weight from its layer.
+`edgeport::Linear(x, w, b)`, so that the fusions that follow can't tear the weight from its layer. A table that is
+looked up by `GatherND` (Whisper's positions) is looked up by `Gather`.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -111,6 +113,25 @@ def _form_linears(weight: ir.Value, channels: int) -> None:
                 _replace_by_linear(user, x, weight, add[1], add[0])
 
 
+def _form_gathers(graph: ir.Graph, weight: ir.Value) -> None:
+    """Write a table's `GatherND` over one axis as the `Gather` it is: what `table[ids]` on tensors is exported as."""
+    for user, index in list(weight.uses()):
+        ids = user.inputs[1] if len(user.inputs) > 1 else None
+        if not is_operator(user, "GatherND") or index != 0 or ids is None or ids.shape is None:
+            continue
+        if user.attributes.get_int("batch_dims", 0) or ids.shape[-1] != 1:
+            continue
+        last = ir.Value(name=f"{user.outputs[0].name}.last_axis", const_value=ir.tensor(np.array([-1], np.int64)))
+        graph.register_initializer(last)
+        squeeze = ir.node("Squeeze", [ids, last])
+        gather = ir.node("Gather", [weight, squeeze.outputs[0]], {"axis": 0})
+        old, new = user.outputs[0], gather.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        graph.insert_before(user, [squeeze, gather])
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(user, safe=True)
+
+
 def _check_hidden_uses(graph: ir.Graph) -> None:
     """Refuse when a compressed weight is read past its marker: the file would hold it again, uncompressed."""
     for parameter in graph.initializers.values():
@@ -145,5 +166,6 @@ def canonicalize(program: ir.Model, names: list[str]) -> list[str]:
     for weight in merged.values():
         if weight.shape is not None and len(weight.shape) == 2:
             _form_linears(weight, int(weight.shape[0]))  # type: ignore[arg-type]
+            _form_gathers(graph, weight)
     RemoveUnusedNodesPass()(program)
     return [name for name in names if name not in merged]
