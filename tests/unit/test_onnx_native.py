@@ -15,6 +15,7 @@ from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.errors import TargetRefusesError
 from edgeport.export.artifact import Artifact
+from edgeport.export.onnx.canonical import canonicalize
 from edgeport.export.onnx.forms import FORMS, formats
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.packing import pack, unpack
@@ -126,6 +127,23 @@ def test_weight_only_int8_is_exact(tmp_path: Path, op_type: str) -> None:
     }[op_type]()
     tolerance = 0.0 if op_type == "Gather" else 2e-5
     np.testing.assert_allclose(y, expected.numpy(), rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("grid", [Grid(8, None), Grid(8, 32), Grid(4, 16, symmetric=False)], ids=str)
+def test_a_table_looked_up_by_gathernd_is_a_gather(tmp_path, grid):
+    weight, _ = weight_and_rows(9, 64)
+    tensor = quantize_rtn(weight, grid)
+    ids = np.array([[[3], [0]], [[8], [3]]], np.int64)
+    program = one_layer("Gather", ids, weight)
+    layer = program.graph[-1]
+    layer.op_type = "GatherND"
+    layer.attributes.clear()
+    assert canonicalize(program, ["layer.weight"]) == []
+    y, stored, size = write_and_run(tmp_path, program, tensor, "float", ids)
+    assert y.shape == (2, 2, 64)
+    np.testing.assert_array_equal(y, dequantize(tensor)[torch.from_numpy(ids[..., 0])].numpy())
+    assert_same_weight(stored, tensor)
+    assert size < weight.numel() * 4  # the float table is not in the file
 
 
 BLOCKS = [

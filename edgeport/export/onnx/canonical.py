@@ -166,6 +166,6 @@ def canonicalize(program: ir.Model, names: list[str]) -> list[str]:
     for weight in merged.values():
         if weight.shape is not None and len(weight.shape) == 2:
             _form_linears(weight, int(weight.shape[0]))  # type: ignore[arg-type]
-            _form_gathers(graph, weight)
+        _form_gathers(graph, weight)
     RemoveUnusedNodesPass()(program)
     return [name for name in names if name not in merged]
