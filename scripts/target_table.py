@@ -111,7 +111,8 @@ def document() -> str:
         "a test fails when it is stale. What a target does not list is refused before anything starts (exit code 3).",
         "## Methods: bits that each target stores",
         *["\n".join(methods_table(targets))],
-        "A palette (`lutB`) is fitted by weighted k-means whatever the method; `gptq` gives it the weights.",
+        "A palette (`lutB`) is fitted by k-means; `gptq` weighs it by the inputs, rounds to it with compensation and "
+        "fits its entries anew.",
         "## Weight formats",
         "`intB`: symmetric, one scale a channel; `uintB`: with zero points; `_gG`: one scale every G weights; `lutB`: "
         "palette of 2^B values, `lutB_gG`: one palette every G channels.",

@@ -74,6 +74,8 @@ def correct_biases(model: Model, before: Model, inputs: Sequence[Mapping[str, to
         layer = model.module.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, LAYERS) and layer.bias is not None:
             changes[name] = layer.weight.detach() - before.module.get_parameter(name).detach()
+    if not changes:
+        return model
     moved = mean_outputs(model.module, changes, inputs)
     module = copy.deepcopy(model.module)
     with torch.no_grad():

@@ -124,7 +124,8 @@ def choose_formats(
         BadInputError: the smallest formats at hand take more than the budget.
     """
     step = recipe.quantize
-    assert step is not None and step.bits_per_weight is not None
+    assert step is not None
+    assert step.bits_per_weight is not None
     formats = choices(assignments, step, target)
     open_ = [item for item in assignments if item.name in formats]
     # A tied weight costs what it does where it is looked up and what it does where it multiplies.

@@ -92,6 +92,16 @@ class Result:
     def ours(self) -> bool:
         return self.tool.startswith(OURS)
 
+    @property
+    def coreml(self) -> bool:
+        """Made for Core ML; rows of ours that PyTorch ran say it in their name."""
+        return self.runtime == EVALUATOR or (self.ours and self.name.endswith(" coreml"))
+
+    @property
+    def anywhere(self) -> bool:
+        """Numbers of a tool that PyTorch ran: for no runtime in particular."""
+        return not self.ours and self.runtime.startswith("PyTorch")
+
 
 @dataclass(frozen=True)
 class Duel:
@@ -114,7 +124,7 @@ class Duel:
 def duels(rows: Sequence[Result]) -> list[Duel]:
     """Every peer, least error first, with the best of ours at no more bytes of file and bits a weight.
 
-    Core ML files are compared with Core ML files, all others with our ONNX files.
+    Core ML files are compared with Core ML files, what PyTorch ran with any of ours, all others with our ONNX files.
     """
     found = []
     for peer in sorted((row for row in rows if not row.ours), key=lambda row: row.error):
@@ -125,7 +135,7 @@ def duels(rows: Sequence[Result]) -> list[Duel]:
             if row.ours
             and row.bytes <= size
             and row.bits <= peer.bits + SLACK
-            and (row.runtime == EVALUATOR) == (peer.runtime == EVALUATOR)
+            and (peer.anywhere or row.coreml == peer.coreml)
         ]
         found.append(Duel(peer, min(able, key=lambda row: row.error, default=None)))
     return found

@@ -27,7 +27,11 @@ def layer(rows: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 def clustered(weight: torch.Tensor, second: torch.Tensor, bits: int, group: int | None) -> QuantizedTensor:
     return quantize_palette(
-        weight, bits=bits, group_size=group, scale_dtype="float32", importance=second.diagonal() / second.diagonal().mean()
+        weight,
+        bits=bits,
+        group_size=group,
+        scale_dtype="float32",
+        importance=second.diagonal() / second.diagonal().mean(),
     )
 
 
