@@ -237,10 +237,10 @@ def peers(model: Model) -> Iterator[Peer]:
     only = "; embeddings float"
     dynamic = "dynamic uint8 per tensor"
     for per_channel, words in ((False, "int8 per tensor"), (True, "int8 per channel")):
-        make = onnx_file(dynamic_int8(per_channel=per_channel), 8.0)
+        make = onnx_file(dynamic_int8(per_channel=per_channel))
         yield Peer(ort, f"dynamic {words}", words, make, dynamic)
     if model.modality in ("image", "audio"):
-        make = onnx_file(static_int8, 8.0)
+        make = onnx_file(static_int8)
         yield Peer(ort, "static QDQ", "int8 per channel", make, "static uint8, min-max", calibrated=True)
     if model.modality == "image":
         return

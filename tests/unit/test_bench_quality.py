@@ -84,6 +84,16 @@ def test_core_ml_files_are_compared_with_core_ml_files():
     assert [duel.ours for duel in table.duels(rows)] == [rows[2], rows[3]]
 
 
+def test_numbers_of_a_tool_that_makes_no_file_stand_against_any_of_ours():
+    rows = [
+        row("llama.cpp", bits=6.1, size=100, error=0.05, runtime="PyTorch, dequantised"),
+        row("peer 1", bits=6.1, size=100, error=0.06),
+        row("edgeport", bits=6.1, size=99, error=0.03),
+        row("edgeport", bits=6.1, size=98, error=0.02, runtime="PyTorch", simulated=True, name="gptq lut6 coreml"),
+    ]
+    assert [duel.ours for duel in table.duels(rows)] == [rows[3], rows[2]]
+
+
 def test_an_error_above_half_of_the_peers_misses_the_aim_and_so_does_having_nothing_as_small():
     peers = [row("peer 1", bits=5, size=100, error=0.04), row("peer 1", bits=5, size=10, error=0.09)]
     first, second = table.duels([*peers, row("edgeport", bits=5, size=100, error=0.0201)])
