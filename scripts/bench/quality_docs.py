@@ -37,10 +37,11 @@ LIMITS = (
     "Olive's PyTorch passes (GPTQ, AWQ, QuaRot); its passes for ONNX files are in the tables, except HQQ, whose file "
     "of MiniLM gives a cosine below 0.01 in ONNX Runtime 1.31.1, on either axis.",
     "coremltools' training-time palettization (DKM) and its GPTQ.",
+    "Whisper in NNCF, LiteRT and coremltools; our 3-bit rows, and SmolLM2 and MiniLM in palettes: processor time.",
 )
 """What was tried or considered and has no row, and why."""
-LOW_RANK = Path(__file__).parent / "quality_lowrank.md"
-"""A paragraph whose numbers are of single runs, noted by hand."""
+TRIED, LOW_RANK = (Path(__file__).parent / f"quality_{name}.md" for name in ("tried", "lowrank"))
+"""Sections whose numbers are of single runs, noted by hand."""
 INT8_COSINE, INT8_MB = 0.998, 23.5
 INT8_LOSS = 0.002
 HEAD = f"""# Compression quality
@@ -69,8 +70,8 @@ all tools alike. The *error* that methods are ranked by is 1 - mean cosine for e
 for class scores, for language models over two corpora. *CPU time / float* is the processor time of one run on one
 thread relative to the plainly exported float ONNX file, medians of runs that took turns.
 
-**Aim**: at no more bytes and bits a weight (give or take {SLACK}), at most half the error of each peer; in 8 bits a loss
-of at most {INT8_LOSS:.1%} of the float model's metric, for MiniLM a cosine of at least {INT8_COSINE} in at most
+**Aim**: at no more bytes and bits a weight (give or take {SLACK}), at most half the error of each peer; in 8 bits a
+loss of at most {INT8_LOSS:.1%} of the float model's metric, for MiniLM a cosine of at least {INT8_COSINE} in at most
 {INT8_MB} MB. Core ML files stand against Core ML files and ONNX files against other runtimes' files; numbers of tools
 that make no file here (llama.cpp, torchao) stand against any of ours.
 """
@@ -196,8 +197,7 @@ def document(rows: Sequence[Result]) -> str:
     if not any(row.cpu_ratio for row in rows):
         missing.append("- processor time: `--latency`. Until then nothing here says what is fast.")
     commits = sorted({row.commit for row in rows if row.commit})
-    parts += ["## Not measured", "\n".join(missing)]
-    parts.append(LOW_RANK.read_text().rstrip())
+    parts += [TRIED.read_text().rstrip(), "## Not measured", "\n".join(missing), LOW_RANK.read_text().rstrip()]
     if commits:
         parts.append(f"Rows were made at edgeport's commits {', '.join(commits)} (a + marks changes since).")
     return "\n\n".join(parts) + "\n"
