@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeport.compress.quantize.fitted import STEPS, fit_palette, quantize_fitted_palette
+from edgeport.compress.quantize.fitted import STEPS, best_entries, fit_palette, quantize_fitted_palette
 from edgeport.compress.quantize.palette import quantize_palette
 from edgeport.compress.quantize.refine import damped_second
 from edgeport.compress.statistics import output_error
@@ -75,11 +75,8 @@ def test_entries_are_the_least_squares_solution():
     best = np.linalg.solve(system.numpy(), right.numpy())
     dense = choice @ torch.from_numpy(best) - weight.double()
     least = float((dense @ second.double() * dense).sum())
-    # As many steps as entries, and twice over for rounding: conjugate gradients have arrived.
-    assert STEPS >= 8
-    from edgeport.compress.quantize.fitted import _best_entries
-
-    found = _best_entries(tensor.palette, tensor.codes.reshape(1, -1).long(), weight, second)
+    assert STEPS >= 8  # as many as entries: conjugate gradients have arrived
+    found = best_entries(tensor.palette, tensor.codes.reshape(1, -1).long(), weight, second)
     change = found[0].double()[tensor.codes.long()] - weight.double()
     assert float((change @ second.double() * change).sum()) == pytest.approx(least, rel=1e-4)
 

@@ -41,7 +41,7 @@ def _nearest(palette: torch.Tensor) -> Round:
     return rounded
 
 
-def _best_entries(
+def best_entries(
     palette: torch.Tensor, codes: torch.Tensor, target: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:
     """The entries of least error for given codes, (P, E), by conjugate gradients from those at hand.
@@ -99,7 +99,7 @@ def fit_palette(tensor: QuantizedTensor, weight: torch.Tensor, second: torch.Ten
 
     error = errors(change(palette, codes))
     for _ in range(rounds):
-        entries, order = stored_entries(_best_entries(palette, codes, target, second), tensor.scale_dtype).sort(1)
+        entries, order = stored_entries(best_entries(palette, codes, target, second), tensor.scale_dtype).sort(1)
         renamed = order.argsort(1).gather(1, codes)
         trial = errors(change(entries, renamed))
         palette = torch.where(trial < error, entries, palette)
