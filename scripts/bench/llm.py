@@ -11,7 +11,8 @@ The first arguments are bundles of `edgeport export`. The peers:
   runtime, which then runs our files too;
 - `--llama`: ExecuTorch's own export (`peer_executorch.py`).
 
-Each model is in a process of its own (`llm_worker.py`); they are asked in turn, one at a time. Times are medians of
+Each model is in a process of its own (`llm_worker.py`); they are asked in turn, one at a time, and all is done in several
+processes one after the other: which pages of memory a process gets changes its speed by up to 8%. Times are medians of
 processor time where there is one thread, because other work on the machine does not count in it, and the fastest tenth
 of wall time where there are more. A step of decoding takes the best token and computes the scores of the next.
 
@@ -41,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 CONTEXTS = (32, 512, 2040)
-STEPS, WARM = 6, 2
+ROUNDS, STEPS, WARM = 5, 6, 2
 WORKER = Path(__file__).with_name("llm_worker.py")
 MARK = "<!-- bench -->"
 
@@ -58,10 +59,12 @@ class Row:
     path: Path
     python: str = sys.executable
     bytes: int = 0
+    process: subprocess.Popen[bytes] | None = None
     connection: Connection | None = None
-    load: Time = (0.0, 0.0)
-    before_mb: float = 0.0
-    peak_mb: float = 0.0
+    load: list[Time] = field(default_factory=list)
+    grown_mb: float = 0.0
+    """By how much the process grew, from before the model was loaded to its peak."""
+    weight_bytes: float = 0.0
     prompt: dict[int, list[Time]] = field(default_factory=dict)
     steps: dict[int, list[Time]] = field(default_factory=dict)
     quality: tuple[float, float, float] | None = None
@@ -72,39 +75,42 @@ class Row:
         self.connection.send(question)
         return self.connection.recv()
 
+    def stop(self) -> None:
+        assert self.process is not None
+        self.ask()  # an empty question ends the process
+        self.process.wait()
 
-def start(row: Row, threads: int) -> subprocess.Popen[bytes]:
-    """Begin a row's process and load its model."""
-    with tempfile.TemporaryDirectory() as scratch:
+
+def start(row: Row, threads: int) -> float:
+    """Begin a row's process and load its model; the memory that the process had before, MB."""
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as errors:
         socket = str(Path(scratch) / "socket")
         with Listener(socket) as listener:
             command = [row.python, str(WORKER), socket, row.kind, str(row.path), str(threads)]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            row.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
             listener._listener._socket.settimeout(120)  # type: ignore[attr-defined]
             try:
                 row.connection = listener.accept()
-                row.load, row.before_mb = row.connection.recv()
+                load, before = row.connection.recv()
             except (TimeoutError, EOFError, OSError):
-                process.kill()
-                raise SystemExit(f"{row.name} did not start:\n{process.communicate()[1].decode()[-2000:]}") from None
-    return process
+                row.process.kill()
+                errors.seek(0)
+                raise SystemExit(f"{row.name} did not start:\n{errors.read().decode()[-2000:]}") from None
+    row.load.append(load)
+    return float(before)
 
 
 def measure(rows: Sequence[Row], rounds: int, contexts: Sequence[int]) -> None:
     """Ask every model in turn: prompts of each length, then steps behind them, in `rounds` rounds."""
     ids = np.random.default_rng(0).integers(0, 40_000, max(contexts))
     for context in contexts:
-        for row in rows:
-            row.prompt[context], row.steps[context] = [], []
-        for _ in range(3 if context <= 512 else 1):
+        for _ in range(2 if context <= 512 else 1):
             for row in rows:
-                row.prompt[context].append(row.ask("prompt", ids[:context]))
+                row.prompt.setdefault(context, []).append(row.ask("prompt", ids[:context]))
         for _ in range(rounds):
             for row in rows:
-                row.steps[context] += row.ask("steps", context, STEPS, WARM)
+                row.steps.setdefault(context, []).extend(row.ask("steps", context, STEPS, WARM))
         print(f"{time.strftime('%X')} context {context}: done", file=sys.stderr)
-    for row in rows:
-        row.peak_mb = row.ask("peak")
 
 
 def score(rows: Sequence[Row], model: str, count: int) -> None:
@@ -203,8 +209,8 @@ def table(rows: Sequence[Row], threads: int, read: float) -> str:
         cells = [f"{1 / typical(row.steps[context], threads):.0f}" for context in contexts]
         prompts = {context: min(time[min(threads - 1, 1)] for time in row.prompt[context]) for context in contexts}
         cells += [f"{context / prompts[context]:.0f}" for context in contexts]
-        cells += [f"{prompts[contexts[min(1, len(contexts) - 1)]] * 1e3:.0f}", f"{row.load[0]:.1f}"]
-        cells += [f"{row.peak_mb - row.before_mb:.0f}", f"{row.bytes / 1e6:.1f}" if row.bytes else "same file"]
+        cells += [f"{prompts[contexts[min(1, len(contexts) - 1)]] * 1e3:.0f}", f"{min(row.load)[0]:.1f}"]
+        cells += [f"{row.grown_mb:.0f}", f"{row.bytes / 1e6:.1f}" if row.bytes else "same file"]
         found = row.quality
         cells += ["", "", ""] if found is None else [f"{found[0]:.2f}", f"{found[1]:.3f}", f"{found[2]:.1%}"]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
@@ -213,7 +219,7 @@ def table(rows: Sequence[Row], threads: int, read: float) -> str:
         if row.kind == "products":
             whole = next(one for one in rows if one.path == row.path and one.kind in ("edgeport", "onnx"))
             alone, decoding = (typical(one.steps[contexts[0]], threads) for one in (row, whole))
-            used = row.ask("bytes") / decoding / read
+            used = row.weight_bytes / decoding / read
             name = row.name.partition(": ")[2]
             lines.append(f"| {name} | {alone * 1e3:.2f} | {alone / decoding:.0%} | {used:.0%} |")
     return "\n".join(lines) + f"\n\nOne core reads {read / 1e9:.1f} GB/s here. Memory: until {last} tokens were read.\n"
@@ -228,24 +234,26 @@ def main() -> None:
     parser.add_argument("--model", default="zoo:smollm2", help="whose tokenizer makes the texts' ids")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--texts", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--quick", action="store_true", help="no context of 2040, few rounds and texts")
+    parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="no context of 2040, one start, few texts")
     parser.add_argument("--docs", type=Path, help=f"a page with the mark {MARK} around the tables' place")
     arguments = parser.parse_args()
     contexts = CONTEXTS[:2] if arguments.quick else CONTEXTS
-    rounds, texts = (4, 4) if arguments.quick else (arguments.rounds, arguments.texts)
+    starts, texts = (1, 4) if arguments.quick else (arguments.starts, arguments.texts)
     tables, read = [], bandwidth()
     for threads in arguments.threads:
         rows = rows_of(arguments)
-        running = [start(row, threads) for row in rows]
-        measure(rows, rounds, contexts)
-        if threads == arguments.threads[0]:
-            score(rows, arguments.model, texts)
+        for number in range(starts):
+            before = [start(row, threads) for row in rows]
+            measure(rows, ROUNDS, contexts)
+            for row, had in zip(rows, before, strict=True):
+                row.grown_mb = max(row.grown_mb, row.ask("peak") - had)
+                row.weight_bytes = row.ask("bytes") if row.kind == "products" else 0.0
+            if not tables and number == 0 and texts:
+                score(rows, arguments.model, texts)
+            for row in rows:
+                row.stop()
         tables.append(table(rows, threads, read))
-        for row, process in zip(rows, running, strict=True):
-            assert row.connection is not None
-            row.connection.send(None)
-            process.wait()
     text = "\n".join(tables)
     print(text)
     if arguments.docs is not None:

@@ -255,8 +255,9 @@ def main() -> None:
         engine: list[Any] = []
         load = clocked(lambda: engine.append(open_engine(kind, Path(path), int(threads))))
         driver.send((load, before))
-        while (question := driver.recv()) is not None:
+        while question := driver.recv():
             driver.send(answer(engine[0], question))
+        driver.send(None)
 
 
 if __name__ == "__main__":
