@@ -2,7 +2,7 @@
 """Language models, ours beside the peers' of the same checkpoint and beside their own matrix products alone.
 
     python scripts/bench/llm.py out/lm-int4 out/lm-int4-et --genai FOLDER --genai-python build/peers/genai/bin/python \\
-        --llama FOLDER [--threads 1] [--quick] [--docs docs/llm.md]
+        --llama FOLDER [--threads 1 2] [--large-pages] [--quick] [--docs docs/llm.md]
 
 The first arguments are bundles of `edgeport export`. The peers:
 
@@ -81,12 +81,12 @@ class Row:
         self.process.wait()
 
 
-def start(row: Row, threads: int) -> float:
+def start(row: Row, threads: int, large: bool) -> float:
     """Begin a row's process and load its model; the memory that the process had before, MB."""
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as errors:
         socket = str(Path(scratch) / "socket")
         with Listener(socket) as listener:
-            command = [row.python, str(WORKER), socket, row.kind, str(row.path), str(threads)]
+            command = [row.python, str(WORKER), socket, row.kind, str(row.path), str(threads), *["large"] * large]
             row.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
             listener._listener._socket.settimeout(120)  # type: ignore[attr-defined]
             try:
@@ -194,7 +194,7 @@ def rows_of(arguments: argparse.Namespace) -> list[Row]:
     return rows + products
 
 
-def table(rows: Sequence[Row], threads: int, read: float) -> str:
+def table(rows: Sequence[Row], title: str, threads: int, read: float) -> str:
     """The rows in Markdown."""
     contexts = list(rows[0].steps)
     last = contexts[-1]
@@ -202,7 +202,7 @@ def table(rows: Sequence[Row], threads: int, read: float) -> str:
     heads += [f"prefill {context}, tok/s" for context in contexts]
     heads += [f"first token after {contexts[min(1, len(contexts) - 1)]}, ms", "load, s", "memory, MB", "MB"]
     heads += ["perplexity", "KL", "top-1"]
-    lines = [f"| {threads} thread{'s' * (threads > 1)} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row in rows:
         if row.kind == "products":
             continue
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, help="a folder of peer_executorch.py")
     parser.add_argument("--model", default="zoo:smollm2", help="whose tokenizer makes the texts' ids")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--large-pages", action="store_true", help="once more with all processes on large pages")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--starts", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="no context of 2040, one start, few texts")
@@ -241,10 +242,12 @@ def main() -> None:
     contexts = CONTEXTS[:2] if arguments.quick else CONTEXTS
     starts, texts = (1, 4) if arguments.quick else (arguments.starts, arguments.texts)
     tables, read = [], bandwidth()
-    for threads in arguments.threads:
+    runs = [(threads, False) for threads in arguments.threads]
+    runs += [(arguments.threads[0], True)] * arguments.large_pages
+    for threads, large in runs:
         rows = rows_of(arguments)
         for number in range(starts):
-            before = [start(row, threads) for row in rows]
+            before = [start(row, threads, large) for row in rows]
             measure(rows, ROUNDS, contexts)
             for row, had in zip(rows, before, strict=True):
                 row.grown_mb = max(row.grown_mb, row.ask("peak") - had)
@@ -253,7 +256,7 @@ def main() -> None:
                 score(rows, arguments.model, texts)
             for row in rows:
                 row.stop()
-        tables.append(table(rows, threads, read))
+        tables.append(table(rows, f"{threads} thread{'s' * (threads > 1)}{', large pages' * large}", threads, read))
     text = "\n".join(tables)
     print(text)
     if arguments.docs is not None:

@@ -1,10 +1,10 @@
 """One language model in one process, for `llm.py`, which starts several and asks them in turn.
 
-llm_worker.py SOCKET KIND PATH THREADS
+llm_worker.py SOCKET KIND PATH THREADS [large]
 
 KIND is how PATH is run: `edgeport` (a bundle), `onnx` (a folder of onnxruntime-genai's builder, by ONNX Runtime alone),
 `genai` (such a folder, by onnxruntime-genai), `llama` (a folder with a .pte of `peer_executorch.py`), `products` (a
-bundle's or folder's quantized matrix products alone).
+bundle's or folder's quantized matrix products alone). `large` puts it on large pages once it is loaded.
 """
 
 from __future__ import annotations
@@ -98,8 +98,13 @@ class Generator:
 
 
 def bundle_artifact(path: Path) -> Any:
+    """The artifact of a bundle, or of a `lower` stage's output in the cache."""
     from edgeport.bundle.read import read_bundle
+    from edgeport.export.artifact import Artifact
 
+    stage = path / "artifact.json"
+    if stage.exists():
+        return Artifact.from_json(json.loads(stage.read_text()), path / "files")
     return read_bundle(path).artifact
 
 
@@ -249,11 +254,15 @@ def answer(engine: Any, question: tuple[Any, ...]) -> Any:
 
 
 def main() -> None:
-    socket, kind, path, threads = sys.argv[1:]
+    socket, kind, path, threads, *large = sys.argv[1:]
     with Client(socket) as driver:
         before = resident_mb("VmRSS")
         engine: list[Any] = []
         load = clocked(lambda: engine.append(open_engine(kind, Path(path), int(threads))))
+        if large:
+            from edgeport.runtime.large_pages import use_large_pages
+
+            assert use_large_pages(), "no large pages here"
         driver.send((load, before))
         while question := driver.recv():
             driver.send(answer(engine[0], question))

@@ -130,7 +130,7 @@ def test_the_table_says_share_and_bandwidth(tmp_path: Path) -> None:
     for one, seconds in ((row, 0.010), (alone, 0.008)):
         one.prompt, one.steps = {32: [(0.064, 0.07)]}, {32: [(seconds, 0.02)]}
         one.load = [(0.5, 0.6)]
-    text = bench.table([row, alone], 1, 20e9)
+    text = bench.table([row, alone], "1 thread", 1, 20e9)
     assert "| edgeport int4, ONNX Runtime | 100 | 500 | 64 | 0.5 | 0 | 72.0 |" in text
     # 8 of 10 ms; 80 MB in 10 ms are 8 of 20 GB/s.
     assert "| edgeport int4 | 8.00 | 80% | 40% |" in text
