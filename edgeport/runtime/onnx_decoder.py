@@ -58,7 +58,8 @@ class OnnxRuntimeTokens:
         self._session.run_with_iobinding(self._binding)
         self.length = total
         # A copy: the runtime writes the next call's scores to the same place.
-        return self._scores[0, -1].copy()
+        scores: np.ndarray = self._scores[0, -1].copy()
+        return scores
 
     def rewind(self, length: int = 0) -> None:
         """Forget all tokens but the first `length`: what lies behind them is written over."""

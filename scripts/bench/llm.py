@@ -11,10 +11,11 @@ The first arguments are bundles of `edgeport export`. The peers:
   runtime, which then runs our files too;
 - `--llama`: ExecuTorch's own export (`peer_executorch.py`).
 
-Each model is in a process of its own (`llm_worker.py`); they are asked in turn, one at a time, and all is done in several
-processes one after the other: which pages of memory a process gets changes its speed by up to 8%. Times are medians of
-processor time where there is one thread, because other work on the machine does not count in it, and the fastest tenth
-of wall time where there are more. A step of decoding takes the best token and computes the scores of the next.
+Each model is in a process of its own (`llm_worker.py`); they are asked in turn, one at a time. All of it is done in
+several processes one after the other, because the pages of memory that a process gets change its speed by up to 8%.
+Times are medians of processor time where there is one thread, because other work on the machine does not count in it,
+and the fastest tenth of wall time where there are more. A step of decoding takes the best token and computes the scores
+of the next.
 
 "Products alone" are a file's own MatMulNBits, called as one graph; "of bandwidth" is the bytes of those weights a
 second of decoding, over what this core reads (the sum of an array far larger than its caches). Perplexity, top-1 and
