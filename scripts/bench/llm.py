@@ -8,7 +8,7 @@ The first arguments are bundles of `edgeport export`. The peers:
 
 - `--genai`: what onnxruntime-genai's builder made (`python -m onnxruntime_genai.models.builder -i HF_FOLDER -o FOLDER
   -p int4 -e cpu`, version 0.18), run by ONNX Runtime alone, and with `--genai-python` (`peer_env.py`) by its own
-  runtime, which then runs our files too;
+  runtime, which then runs our first file too;
 - `--llama`: ExecuTorch's own export (`peer_executorch.py`).
 
 Each model is in a process of its own (`llm_worker.py`); they are asked in turn, one at a time. All of it is done in
@@ -46,6 +46,7 @@ CONTEXTS = (32, 512, 2040)
 ROUNDS, STEPS, WARM = 5, 6, 2
 WORKER = Path(__file__).with_name("llm_worker.py")
 MARK = "<!-- bench -->"
+PRODUCT = "com.microsoft.MatMulNBits"
 
 Time = tuple[float, float]
 """Seconds of processor time and of wall time."""
@@ -181,8 +182,9 @@ def rows_of(arguments: argparse.Namespace) -> list[Row]:
         name = f"edgeport {bundle.manifest.recipe.name}"
         rows.append(Row(f"{name}, {runtime}", "edgeport", path, bytes=bundle.artifact.path.stat().st_size))
         if bundle.artifact.runtime == "onnxruntime":
-            products.append(Row(f"its products alone: {name}", "products", path))
-            if arguments.genai_python is not None:
+            if PRODUCT in bundle.artifact.facts["operators"]:
+                products.append(Row(f"its products alone: {name}", "products", path))
+            if arguments.genai_python is not None and not any(row.kind == "genai" for row in rows):
                 rows.append(Row(f"{name}, onnxruntime-genai", "genai", path, arguments.genai_python))
     if arguments.genai is not None:
         size, name = model_bytes(arguments.genai), "builder's int4"
