@@ -4,7 +4,8 @@
     python scripts/bench/llm.py out/lm-int4 out/lm-int4-et --genai FOLDER --genai-python build/peers/genai/bin/python \\
         --llama FOLDER [--threads 1 2] [--large-pages] [--quick] [--docs docs/llm.md]
 
-The first arguments are bundles of `edgeport export`. The peers:
+The first arguments are bundles of `edgeport export`, or `lower` stages of its cache in folders that say what they are.
+The peers:
 
 - `--genai`: what onnxruntime-genai's builder made (`python -m onnxruntime_genai.models.builder -i HF_FOLDER -o FOLDER
   -p int4 -e cpu`, version 0.18), run by ONNX Runtime alone, and with `--genai-python` (`peer_env.py`) by its own
@@ -42,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-CONTEXTS = (32, 512, 2040)
+CONTEXTS = (32, 512, 2032)
 ROUNDS, STEPS, WARM = 5, 6, 2
 WORKER = Path(__file__).with_name("llm_worker.py")
 MARK = "<!-- bench -->"
@@ -173,16 +174,19 @@ def model_bytes(path: Path) -> int:
 
 def rows_of(arguments: argparse.Namespace) -> list[Row]:
     """What is measured, in the table's order."""
-    from edgeport.bundle.read import read_bundle
+    from llm_worker import bundle_artifact
+
+    from edgeport.bundle.read import MANIFEST, read_bundle
 
     rows, products = [], []
     for path in arguments.bundles:
-        bundle = read_bundle(path)
-        runtime = "ONNX Runtime" if bundle.artifact.runtime == "onnxruntime" else "ExecuTorch"
-        name = f"edgeport {bundle.manifest.recipe.name}"
-        rows.append(Row(f"{name}, {runtime}", "edgeport", path, bytes=bundle.artifact.path.stat().st_size))
-        if bundle.artifact.runtime == "onnxruntime":
-            if PRODUCT in bundle.artifact.facts["operators"]:
+        artifact = bundle_artifact(path)
+        runtime = "ONNX Runtime" if artifact.runtime == "onnxruntime" else "ExecuTorch"
+        recipe = read_bundle(path).manifest.recipe.name if (path / MANIFEST).exists() else path.name
+        name = f"edgeport {recipe}"
+        rows.append(Row(f"{name}, {runtime}", "edgeport", path, bytes=artifact.path.stat().st_size))
+        if artifact.runtime == "onnxruntime":
+            if PRODUCT in artifact.facts["operators"]:
                 products.append(Row(f"its products alone: {name}", "products", path))
             if arguments.genai_python is not None and not any(row.kind == "genai" for row in rows):
                 rows.append(Row(f"{name}, onnxruntime-genai", "genai", path, arguments.genai_python))
@@ -239,7 +243,7 @@ def main() -> None:
     parser.add_argument("--large-pages", action="store_true", help="once more with all processes on large pages")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--starts", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="no context of 2040, one start, few texts")
+    parser.add_argument("--quick", action="store_true", help="no context of 2032, one start, few texts")
     parser.add_argument("--docs", type=Path, help=f"a page with the mark {MARK} around the tables' place")
     arguments = parser.parse_args()
     contexts = CONTEXTS[:2] if arguments.quick else CONTEXTS
