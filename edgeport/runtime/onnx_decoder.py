@@ -31,12 +31,14 @@ class OnnxRuntimeTokens:
 
         assert artifact.context is not None
         self.context, self.length = artifact.context, 0
-        self._session = open_file(artifact, threads=threads)
+        self._session = open_file(artifact, threads=threads, growing=True)
         self._vocabulary = int(next(spec for spec in artifact.outputs if spec.name == LOGITS).fixed_shape()[-1])
         self._positions = any(spec.name == POSITIONS for spec in artifact.inputs)
         self._binding = self._session.io_binding()
         self._ones = np.ones((1, self.context), np.int64)
-        self._binding.bind_output(LOGITS)  # the first one bound is the first of get_outputs
+        # Scores and cache lie in memory of ours: asking the binding for its outputs takes as long as a layer.
+        self._scores = np.zeros((1, 1, self._vocabulary), np.float32)
+        self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(self._scores))
         for spec in artifact.inputs:
             if spec.name.startswith(PAST):
                 heads, width = spec.fixed_shape()[1], spec.fixed_shape()[3]
@@ -56,7 +58,7 @@ class OnnxRuntimeTokens:
         self._session.run_with_iobinding(self._binding)
         self.length = total
         # A copy: the runtime writes the next call's scores to the same place.
-        scores: np.ndarray = self._binding.get_outputs()[0].numpy()[0, -1].copy()
+        scores: np.ndarray = self._scores[0, -1].copy()
         return scores
 
     def rewind(self, length: int = 0) -> None:

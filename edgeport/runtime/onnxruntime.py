@@ -72,8 +72,11 @@ def _check_shape(spec: TensorSpec, value: np.ndarray, seen: dict[str, int]) -> N
         )
 
 
-def open_file(artifact: Artifact, *, threads: int) -> onnxruntime.InferenceSession:
+def open_file(artifact: Artifact, *, threads: int, growing: bool = False) -> onnxruntime.InferenceSession:
     """Load an artifact's file with the CPU provider.
+
+    Args:
+        growing: no two calls have inputs of the same shapes, so a plan of memory that is kept for each is wasted.
 
     Raises:
         BadInputError: the file is missing or damaged.
@@ -84,6 +87,7 @@ def open_file(artifact: Artifact, *, threads: int) -> onnxruntime.InferenceSessi
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_mem_pattern = not growing
     if _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:

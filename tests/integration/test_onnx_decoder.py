@@ -178,6 +178,17 @@ def test_a_rewound_cache_forgets(llama: tuple[Model, Artifact]) -> None:
     assert error(again, fresh) < 2e-6
 
 
+def test_scores_stay_when_more_tokens_are_fed(llama: tuple[Model, Artifact]) -> None:
+    """The runtime writes all calls' scores to one place."""
+    model, artifact = llama
+    tokens = open_tokens(artifact)
+    ids = text(12)["input_ids"]
+    first, second = tokens.feed(ids[0, :8]), tokens.feed(ids[0, 8:])
+    wanted = TorchSession(model).run({"input_ids": ids})["logits"][0]
+    assert error(first, wanted[7]) < 2e-6
+    assert error(second, wanted[11]) < 2e-6
+
+
 def test_tokens_outside_the_vocabulary_and_empty_texts_are_refused(llama: tuple[Model, Artifact]) -> None:
     tokens = open_tokens(llama[1])
     with pytest.raises(BadInputError, match="not in the vocabulary"):

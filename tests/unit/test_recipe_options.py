@@ -43,10 +43,14 @@ def net() -> Model:
     return Model("net", Net().eval(), Source("factory", "net", {}), "other", "other", (), (), {}, False)
 
 
-def llama() -> Model:
+def llama(hidden_size: int = 32, intermediate_size: int = 64) -> Model:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        vocab_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
     )
     return build_huggingface(
         AutoModelForCausalLM.from_config(config).eval(),
@@ -148,6 +152,21 @@ def test_the_recipe_that_trains_fits_every_target_that_int4_fits(net: Model, tar
     assert trains.tune is not None
     assert trains.calibration.samples > plain.calibration.samples
     assert assign(net, trains, load_target(target)) == assign(net, plain, load_target(target))
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_the_recipe_with_groups_of_64_takes_32_where_64_do_not_fit(target: str):
+    """Rows of 96 and of 128 columns."""
+    model = llama(hidden_size=96, intermediate_size=128)
+    chosen, plain = (
+        {row.name: (row.shape[1], row.format.name) for row in assign(model, load_recipe(name), load_target(target))}
+        for name in ("int4-g64", "int4")
+    )
+    fits = {96: "int4_g32", 128: "int4_g64"}
+    assert chosen == {
+        name: (columns, fits[columns] if form == "int4_g32" else form) for name, (columns, form) in plain.items()
+    }
+    assert {columns for columns, _ in chosen.values()} == {96, 128}
 
 
 def test_a_recipe_with_training_gives_the_same_size_and_a_smaller_loss():
