@@ -32,6 +32,7 @@ class ExecuTorchTokens:
         assert artifact.context is not None
         load_attention()
         self.context, self.length = artifact.context, 0
+        self.cache_bytes = int(artifact.facts["cache_bytes"])
         sequence = artifact.inputs[0].shape[1]
         self._most = sequence.maximum if isinstance(sequence, Axis) else sequence
         self._vocabulary = int(artifact.outputs[0].fixed_shape()[-1])
