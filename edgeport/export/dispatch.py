@@ -57,7 +57,7 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
         raise TargetRefusesError(
             f"The standard's Attention keeps no keys and values in {settings.kv_cache}.",
             where="[lower] kv_cache",
-            allowed="float, or attention = \"fused\" in the target's [onnxruntime]",
+            allowed='float, or attention = "fused" in the target\'s [onnxruntime]',
         )
     if settings.kv_cache not in target.kv_cache:
         raise TargetRefusesError(

@@ -231,9 +231,7 @@ def _custom_sdpa(
     too."""
     causal = mask is None
     if len(keys) == 1:
-        answer: torch.Tensor = torch.ops.llama.custom_sdpa(
-            query, keys[0], values[0], behind, mask, 0.0, causal, scale
-        )
+        answer: torch.Tensor = torch.ops.llama.custom_sdpa(query, keys[0], values[0], behind, mask, 0.0, causal, scale)
         return answer
     codes, step, zero = per_token(query)
     (key, key_scale, key_zero), (value, value_scale, value_zero) = keys, values
