@@ -20,7 +20,7 @@ LENGTHS = (32, 64)
 """Tokens at which a decoder is counted: beyond, the count grows by as much for every token."""
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every tensor that an operator makes, until the last that looks at them is gone.
 
     Attributes:
@@ -28,8 +28,8 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most = 0, 0
         self._known: dict[int, weakref.finalize[..., Any]] = {}
 
     def __torch_dispatch__(
@@ -57,7 +57,8 @@ class _Alive(TorchDispatchMode):
 
 
 def _counted(forward: Callable[[], object]) -> int:
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Alive() as alive:
+    alive = _Alive()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), alive:
         try:
             forward()
         except Exception as error:

@@ -10,8 +10,9 @@ read, so a text is cut short by giving a smaller `input_pos`. Constant methods t
 
 Attention is `llama::custom_sdpa` over the cache, where it lies. It knows neither windows nor soft caps:
 
-- a window that is shorter than the context: `custom_sdpa` over a copy of the tokens in sight, with a mask;
-- a soft cap: matrix products over such a copy.
+- a window that is shorter than the context: `custom_sdpa` with a mask over a ring of places, which holds the window and
+  as many tokens as a call may bring; where the context is hardly longer, over a copy of the tokens in sight;
+- a soft cap: matrix products over the same.
 
 A cache in int8 holds codes, a scale and a zero point for each token of each head, as ExecuTorch's own llama does;
 attention over it is `llama::custom_quantized_sdpa`.
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 
 from edgeport.errors import TargetRefusesError, first_line
-from edgeport.export.executorch.cache import buffer_bytes, buffers, most_tokens
+from edgeport.export.executorch.cache import SLACK, buffer_bytes, buffers, most_tokens, ring
 from edgeport.export.executorch.fewer_delegates import (
     averaging_row,
     half_turn,
@@ -86,6 +87,7 @@ def facts(decoder: Decoder) -> dict[str, Any]:
         "context": decoder.context,
         "most_tokens_a_call": most_tokens(decoder),
         "cache_bytes": buffer_bytes(buffers(decoder)),
+        **({"forgets": SLACK} if any(ring(layer, decoder) for layer in decoder.layers) else {}),
     }
 
 
@@ -102,6 +104,21 @@ class _Sight:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Ring:
+    """A layer's places in a call.
+
+    Attributes:
+        indices: (1, S) int64, of the call's tokens.
+        behind: places less S.
+        mask: (S, places) float32, added to the scores.
+    """
+
+    indices: torch.Tensor
+    behind: Any
+    mask: torch.Tensor
+
+
 def _check(holds: Any) -> None:
     torch._check(holds)  # type: ignore[no-untyped-call]
 
@@ -115,6 +132,20 @@ class _Step:
         _check(self.start >= 0)
         _check(self.start + count <= decoder.context)
         self._sights: dict[int | None, _Sight] = {}
+        self._rings: dict[tuple[int, int], _Ring] = {}
+
+    def ring(self, window: int, places: int) -> _Ring:
+        """Where the call's tokens go and what they see there. Made once a call, for all layers that have it."""
+        if (window, places) not in self._rings:
+            queries = torch.arange(self.count) + self.position
+            # What a place holds is the latest token that belongs there, below 0: none yet.
+            last = self.position + self.count - 1
+            held = last - (last - torch.arange(places)) % places
+            distance = queries[:, None] - held[None]
+            hidden = (distance < 0) | (distance >= window) | (held < 0)[None]
+            mask = hidden.to(torch.float32) * HIDDEN_SCORE
+            self._rings[window, places] = _Ring((queries % places)[None], places - self.count, mask)
+        return self._rings[window, places]
 
     def sight(self, window: int | None) -> _Sight:
         """What is seen through a window (None: everything before). Made once a call, for all layers that have it."""
@@ -162,14 +193,15 @@ class _Decoder(torch.nn.Module):
 
         def attend(call: Call) -> torch.Tensor:
             query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
+            places = ring(call.layer, self.decoder)
+            near = None if places is None or call.layer.window is None else step.ring(call.layer.window, places)
             caches = []
             for name, new in ((f"keys_{call.index}", key), (f"values_{call.index}", value)):
-                if self.decoder.cache == "float":
-                    caches.append(_put(step, [(self.get_buffer(name), new)]))
-                else:
-                    places = [self.get_buffer(name + part) for part in ("", "_scale", "_zero")]
-                    caches.append(_put(step, list(zip(places, per_token(new), strict=True))))
-            return _attention(call.layer, step, query, *caches)
+                parts = ("",) if self.decoder.cache == "float" else ("", "_scale", "_zero")
+                held = [self.get_buffer(name + part) for part in parts]
+                _put(step, held, [new] if len(parts) == 1 else list(per_token(new)), near)
+                caches.append(held)
+            return _attention(call.layer, step, query, *caches, near)
 
         # All layers get the same tables. The keys are kept with the values: an id is a tensor's while it lives.
         spread: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -195,28 +227,39 @@ class _Decoder(torch.nn.Module):
         return logits
 
 
-def _put(step: _Step, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """Write what is new of the tokens behind what the buffers hold; the buffers."""
-    for buffer, new in pairs:
-        torch.ops.llama.update_cache(new, buffer, step.start)
-    return [buffer for buffer, _ in pairs]
+def _put(step: _Step, buffers: list[torch.Tensor], new: list[torch.Tensor], near: _Ring | None) -> None:
+    """Write what is new of the tokens behind what the buffers hold, or into a ring."""
+    for buffer, rows in zip(buffers, new, strict=True):
+        if near is None:
+            torch.ops.llama.update_cache(rows, buffer, step.start)
+        else:
+            torch.ops.llama.update_cache_with_indices(rows, buffer, 0, near.indices)
 
 
 def _attention(
-    layer: AttentionLayer, step: _Step, query: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]
+    layer: AttentionLayer,
+    step: _Step,
+    query: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    near: _Ring | None,
 ) -> torch.Tensor:
     """Attention of (1, S, heads, head_dim) over a cache, of floats or of codes, scales and zero points; in the query's
     shape."""
-    context = keys[0].shape[1]
+    context = step.decoder.context
     window = layer.window if layer.window is not None and layer.window < context else None
     if window is None and layer.softcap is None:
         return _custom_sdpa(query, keys, values, step.start, None, layer.scale)
-    sight = step.sight(window)
-    near_keys, near_values = ([x.narrow(1, sight.first, sight.length) for x in cache] for cache in (keys, values))
+    if near is not None:
+        behind, mask = near.behind, near.mask
+    else:
+        sight = step.sight(window)
+        keys, values = ([x.narrow(1, sight.first, sight.length) for x in cache] for cache in (keys, values))
+        behind, mask = sight.length - step.count, sight.mask
     if layer.softcap is not None:
-        return _softcapped(layer, query, as_floats(near_keys), as_floats(near_values), sight.mask)
-    # It cuts what lies behind its second position argument plus S: nothing of this copy.
-    return _custom_sdpa(query, near_keys, near_values, sight.length - step.count, sight.mask, layer.scale)
+        return _softcapped(layer, query, as_floats(keys), as_floats(values), mask)
+    # It cuts what lies behind its second position argument plus S: nothing of what is given.
+    return _custom_sdpa(query, keys, values, behind, mask, layer.scale)
 
 
 def _custom_sdpa(
