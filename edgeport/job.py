@@ -328,6 +328,8 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     if request.target.max_sequence is not None and cached is None:
         model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
+    if not cache:  # compression alone: what it makes keeps nothing
+        settings = replace(settings, kv_cache="float")
     check_settings(model, request.target, settings)
     if model.decoder is not None:
         model = replace(model, decoder=replace(model.decoder, cache=settings.kv_cache))

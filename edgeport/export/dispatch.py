@@ -80,7 +80,7 @@ def cache_bytes(decoder: Decoder, target: Target) -> int:
         from edgeport.export.executorch.cache import buffer_bytes, buffers
 
         return buffer_bytes(buffers(decoder))
-    return sum(2 * layer.kv_heads * layer.head_dim for layer in decoder.layers) * decoder.context * HALF
+    return decoder.cached_values * decoder.context * HALF
 
 
 def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:

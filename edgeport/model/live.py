@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,13 @@ def _counted(forward: Callable[[], object]) -> int:
     return alive.most
 
 
-def _read(model: Model, length: int) -> int:
+def _copy(module: torch.nn.Module) -> torch.nn.Module:
+    """The structure anew over the same tensors: what the module keeps of a forward is without values, too."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
+
+
+def _read(module: torch.nn.Module, length: int) -> int:
     """A decoder reads `length` tokens; what its attention takes inside is left out."""
 
     def attend(call: Call) -> torch.Tensor:
@@ -74,8 +81,8 @@ def _read(model: Model, length: int) -> int:
 
     def forward() -> object:
         ids, positions = torch.zeros(1, length, dtype=torch.int64), torch.arange(length)[None]
-        with attending(model.module, attend):
-            return model.module(
+        with attending(module, attend):
+            return module(
                 input_ids=ids, position_ids=positions, past_key_values=StepCache(), use_cache=True, logits_to_keep=1
             )
 
@@ -107,7 +114,8 @@ def live_bytes(model: Model) -> Live:
     Raises:
         MeasurementError: the module looks at values, of which there are none here.
     """
+    module = _copy(model.module)
     if model.decoder is None:
-        return Live(at_example=_counted(lambda: model.module(**dict(model.example))))
-    few, more = (_read(model, length) for length in LENGTHS)
+        return Live(at_example=_counted(lambda: module(**dict(model.example))))
+    few, more = (_read(module, length) for length in LENGTHS)
     return Live(few=few, more=more)

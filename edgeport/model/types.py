@@ -141,6 +141,11 @@ class Decoder:
     scales: tuple[CacheScales, ...] = ()
     forgets: bool = True
 
+    @property
+    def cached_values(self) -> int:
+        """Numbers that one token leaves in the cache."""
+        return sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class Model:

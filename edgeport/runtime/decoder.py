@@ -25,14 +25,12 @@ class Tokens(Protocol):
         name, vendor_kernels: as of a Session.
         context: tokens that the cache holds.
         length: tokens in it now.
-        cache_bytes: of its keys and values, whatever it holds now.
     """
 
     name: str
     vendor_kernels: bool
     context: int
     length: int
-    cache_bytes: int
 
     def feed(self, ids: np.ndarray) -> np.ndarray:
         """Append tokens, int64 (S,), and return the scores of the one that follows, float32 (V,).

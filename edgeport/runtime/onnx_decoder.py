@@ -46,6 +46,9 @@ class OnnxRuntimeTokens:
     Where a layer drops what its window has passed, tokens that were forgotten can't always be taken back: the text is
     then read again with the next call.
 
+    Attributes:
+        cache_bytes: of the buffers.
+
     Raises:
         BadInputError: the file is missing or damaged.
     """
@@ -123,12 +126,10 @@ class GrowingTokens:
         self._session = open_file(artifact, threads=threads)
         self._vocabulary = int(next(spec for spec in artifact.outputs if spec.name == LOGITS).fixed_shape()[-1])
         self._past = {}
-        self.cache_bytes = 0
         for spec in artifact.inputs:
             if spec.name.startswith(PAST):
                 _, heads, _, width = spec.fixed_shape()
                 self._past[spec.name] = np.zeros((1, heads, 0, width), np.dtype(spec.dtype))
-                self.cache_bytes += heads * width * self.context * np.dtype(spec.dtype).itemsize
         self._outputs = [LOGITS, *(PRESENT + name.removeprefix(PAST) for name in self._past)]
 
     def feed(self, ids: np.ndarray) -> np.ndarray:

@@ -307,7 +307,7 @@ class Generation(Strict):
     Attributes:
         context: tokens that the cache holds.
         cache: what it keeps keys and values as.
-        cache_bytes: of its buffers, as the runtime holds them.
+        cache_bytes: of its buffers, full or not.
         long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
         rates: at several lengths; empty in a reference evaluator.
     """

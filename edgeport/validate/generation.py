@@ -116,7 +116,7 @@ def measure_generation(
     return Generation(
         context=room,
         cache=cache,
-        cache_bytes=tokens.cache_bytes,
+        cache_bytes=int(artifact.facts["cache_bytes"]),
         long_tokens=long,
         long_cosine=float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))),
         long_kl=max(divergence(a[None], b[None]), 0.0),

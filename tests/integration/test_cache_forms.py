@@ -23,6 +23,7 @@ from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import Call, StepCache, attending, causal_attention, for_generation
 from edgeport.model.types import Model
 from edgeport.runtime.decoder import Tokens
+from edgeport.runtime.onnx_decoder import OnnxRuntimeTokens
 from edgeport.runtime.session import open_session, open_tokens
 from edgeport.runtime.torch import TorchSession
 from edgeport.target import load_target
@@ -105,9 +106,10 @@ def test_a_layer_with_a_window_keeps_no_more_and_scores_the_same(family: str, sh
     session = open_session(artifact)
     text = {"input_ids": ids(90)[None]}
     assert error(session.run(text)["logits"], TorchSession(model).run(text)["logits"]) < 2e-6
-    tokens = open_tokens(artifact)
+    tokens = OnnxRuntimeTokens(artifact)
     places = short * (WINDOW + SLACK) + (2 - short) * CONTEXT
-    assert tokens.cache_bytes == places * 2 * 2 * 16 * 4 == cache_bytes(model.decoder, TARGET)
+    assert tokens.cache_bytes == places * 2 * 2 * 16 * 4
+    assert tokens.cache_bytes == cache_bytes(model.decoder, TARGET) == artifact.facts["cache_bytes"]
 
 
 @pytest.mark.usefixtures("little_slack")
@@ -169,7 +171,7 @@ def test_a_cache_of_integers_scores_as_rounded_keys_and_values_do(
     model = make(family, form)
     assert model.decoder is not None
     artifact = lowered(model, tmp_path)
-    tokens, text = open_tokens(artifact), ids(70)
+    tokens, text = OnnxRuntimeTokens(artifact), ids(70)
     found = step_by_step(tokens, text, 40)
     assert error(found, rounded_scores(model, text)[39:]) < 2e-5
     plain = TorchSession(replace(model, decoder=None)).run({"input_ids": text[None]})["logits"][0]

@@ -100,8 +100,9 @@ def test_every_family_scores_through_its_cache_what_it_scores_without(family: st
 def test_the_cache_is_used_up_to_its_last_place_and_forgets_what_it_is_told_to(tmp_path: Path) -> None:
     model = make("mistral")
     assert model.decoder is not None
-    tokens = open_tokens(lowered(model, tmp_path))
-    assert tokens.cache_bytes == 64 * 2 * 2 * 2 * 16 * 4 == cache_bytes(model.decoder, TARGET)
+    artifact = lowered(model, tmp_path)
+    tokens = open_tokens(artifact)
+    assert artifact.facts["cache_bytes"] == 64 * 2 * 2 * 2 * 16 * 4 == cache_bytes(model.decoder, TARGET)
     first, second = text(20), text(30)
     tokens.feed(first)
     tokens.rewind(5)

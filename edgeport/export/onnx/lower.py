@@ -14,7 +14,7 @@ from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.onnx.attention import write_attention
 from edgeport.export.onnx.canonical import canonicalize
-from edgeport.export.onnx.decoder import file_model, windows_of
+from edgeport.export.onnx.decoder import cache_specs, file_model, spec_bytes, windows_of
 from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
@@ -78,8 +78,10 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
     if standard:
         facts["attention"] = "standard"
-    if decoder is not None and (windows := windows_of(decoder)):
-        facts["windows"] = windows
+    if decoder is not None:
+        facts["cache_bytes"] = sum(spec_bytes(spec) for spec in cache_specs(decoder)[0])
+        if windows := windows_of(decoder):
+            facts["windows"] = windows
     if settings.ort_format:
         facts["ort_format"] = write_ort_format(program, initializer_names(stored), out)
     return Artifact(
