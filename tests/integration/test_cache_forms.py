@@ -162,7 +162,7 @@ def step_by_step(tokens: Tokens, text: np.ndarray, first: int) -> np.ndarray:
 @pytest.mark.usefixtures("little_slack")
 @pytest.mark.parametrize(
     ("family", "form", "loss"),
-    [("llama", "int8", 0.05), ("llama", "int4", 0.5), ("gemma2", "int8", 0.05), ("phi", "int4", 0.5)],
+    [("llama", "int8", 0.05), ("gemma2", "int4", 0.5), ("phi", "int8", 0.05)],
 )
 def test_a_cache_of_integers_scores_as_rounded_keys_and_values_do(
     family: str, form: CacheFormat, loss: float, tmp_path: Path

@@ -201,7 +201,7 @@ class _Decoder(torch.nn.Module):
                 held = [self.get_buffer(name + part) for part in parts]
                 _put(step, held, [new] if len(parts) == 1 else list(per_token(new)), near)
                 caches.append(held)
-            return _attention(call.layer, step, query, *caches, near)
+            return _attention(call.layer, step, query, caches[0], caches[1], near)
 
         # All layers get the same tables. The keys are kept with the values: an id is a tensor's while it lives.
         spread: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
