@@ -10,6 +10,7 @@ import torch
 
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import cache_bytes, lower
+from edgeport.export.executorch.cache import buffers
 from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import Call, StepCache, attending, causal_attention, for_generation
 from edgeport.model.types import Model
@@ -134,3 +135,24 @@ def test_tokens_that_the_ring_wrote_over_come_back(artifact: Artifact) -> None:
             assert error(again, fresh.feed(ids[189:])) < 1e-5
         else:
             assert error(tokens.feed(other), wanted) < 1e-5
+
+
+def test_a_context_hardly_longer_than_a_window_is_seen_through_a_copy(model: Model) -> None:
+    """No ring is worth it: the window's tokens are cut out of the whole context. The traced graph, run by torch."""
+    from edgeport.export.executorch.decoder import export_decoder
+    from edgeport.export.executorch.program import exporter_patches
+
+    assert model.decoder is not None
+    short = replace(model, decoder=replace(model.decoder, context=100, cache="float"))
+    assert short.decoder is not None
+    assert {buffer.shape[1] for buffer in buffers(short.decoder)} == {100}
+    with exporter_patches():
+        run = export_decoder(short).module(check_guards=False)
+    ids = text(60)
+    wanted = scores(model, ids, integers=False)
+    at = 0
+    for length in (30, 1, 1, 20, 8):
+        with torch.no_grad():
+            found = run(torch.from_numpy(ids[at : at + length])[None], torch.tensor([at]))
+        at += length
+        assert error(found[0].numpy(), wanted[at - 1]) < 2e-5
