@@ -25,6 +25,10 @@ LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "embedding", "conv", "depthwise_
 ActivationFormat = Literal["float", "dynamic_int8", "static_int8"]
 ACTIVATION_FORMATS: tuple[ActivationFormat, ...] = ("float", "dynamic_int8", "static_int8")
 
+CacheFormat = Literal["float", "int8", "int4"]
+"""Keys and values that a decoder keeps: as they are, or as symmetric integers."""
+CACHE_BITS: dict[CacheFormat, int] = {"float": 32, "int8": 8, "int4": 4}
+
 Scheme = Literal["float", "int", "uint", "lut"]
 
 _PATTERN = re.compile(r"(int|uint|lut)([2-8])(?:_g([1-9][0-9]*))?")

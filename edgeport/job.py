@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeport.recipe import Recipe
     from edgeport.target import Target
 
-StageName = Literal["load", "reference", "compress", "lower", "baseline", "validate", "bundle"]
+StageName = Literal["load", "reference", "compress", "scales", "lower", "baseline", "validate", "bundle"]
 
 
 class Progress(Protocol):
@@ -103,6 +103,7 @@ def lowering_settings(request: ExportRequest) -> LoweringSettings:
         enumerated=request.enumerated,
         image_input=request.image_input,
         ort_format=bool(options and options.ort_format) if request.ort_format is None else request.ort_format,
+        kv_cache=request.recipe.lower.kv_cache,
     )
 
 
@@ -219,7 +220,7 @@ class Job:
     @cached_property
     def lower_key(self) -> str:
         """Key of the artifact."""
-        return self._lower_key(self.compress_key if self.compresses else None, self.settings)
+        return self._lower_key(self.compress_key if self.compresses else None, self.settings, self.scales_key)
 
     @cached_property
     def baseline_key(self) -> str:
@@ -242,6 +243,19 @@ class Job:
         }
         return stage_key("validate", inputs)
 
+    @cached_property
+    def scales_key(self) -> str | None:
+        """Key of the steps to which the runtime rounds keys and values; None where it takes none that are fixed."""
+        from edgeport.stages import stage_key
+
+        form = self.settings.kv_cache
+        if form == "float" or self.request.target.runtime != "onnxruntime":
+            return None
+        made = self.compress_key if self.compresses else self.uncached_key
+        context = None if self.model.decoder is None else self.model.decoder.context
+        tuned = self.request.recipe.calibration.model_dump()
+        return stage_key("scales", {"model": made, "cache": form, "context": context, "calibration": tuned})
+
     @property
     def compresses(self) -> bool:
         """At least one weight is quantized."""
@@ -250,14 +264,15 @@ class Job:
     @property
     def baseline_model(self) -> Model:
         """The model as the baseline is lowered: without its compressed forms, if it came with any."""
-        return replace(self.model, quantized={}, activations={}, ranges={})
+        decoder = None if self.model.decoder is None else replace(self.model.decoder, cache="float", scales=())
+        return replace(self.model, quantized={}, activations={}, ranges={}, decoder=decoder)
 
     @property
     def baseline_settings(self) -> LoweringSettings:
         """The artifact's settings in full precision: what the recipe fp32 makes, so that one lowering serves both."""
-        return replace(self.settings, precision="fp32")
+        return replace(self.settings, precision="fp32", kv_cache="float")
 
-    def _lower_key(self, compressed: str | None, settings: LoweringSettings) -> str:
+    def _lower_key(self, compressed: str | None, settings: LoweringSettings, scales: str | None = None) -> str:
         from edgeport.stages import stage_key
 
         target = self.request.target.model_dump(mode="json", exclude={"title", "sources", "device", "execution"})
@@ -269,6 +284,7 @@ class Job:
                 "compressed": compressed,
                 "target": target,
                 "settings": asdict(settings),
+                "scales": scales,
             },
         )
 
@@ -312,7 +328,11 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     if request.target.max_sequence is not None and cached is None:
         model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
+    if not cache:  # compression alone: what it makes keeps nothing
+        settings = replace(settings, kv_cache="float")
     check_settings(model, request.target, settings)
+    if model.decoder is not None:
+        model = replace(model, decoder=replace(model.decoder, cache=settings.kv_cache))
     folder = compressed_folder(request.model)
     if folder is None:
         if request.recipe.calibrates and request.recipe.calibration.source == "generated":
@@ -365,11 +385,16 @@ def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Mod
 
 
 def make_plan(job: Job) -> Plan:
-    """The plan of a prepared job."""
+    """The plan of a prepared job.
+
+    Raises:
+        TargetRefusesError: the target's device has too little memory.
+    """
     import psutil
 
     from edgeport import plan as planning
     from edgeport.compress.mixed import weight_budgets
+    from edgeport.device_memory import check_fits, plan_memory
     from edgeport.model.types import Axis
     from edgeport.stages import is_stored
 
@@ -378,6 +403,10 @@ def make_plan(job: Job) -> Plan:
     parameters = sum(p.numel() for p in model.module.parameters())
     budgets = {} if model.quantized else weight_budgets(job.assignments, recipe, target)
     predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime, budgets)
+    largest = planning.largest_weight(model, job.assignments)
+    widened = planning.widened_bytes(model, job.assignments, settings.precision, target.runtime)
+    device = plan_memory(model, target, weights=predicted, repacked=largest + widened)
+    check_fits(device, target)
     baseline = planning.predict_size(model, (), "fp32", target.runtime)
     memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
     disk = 2 * predicted + baseline + planning.reference_bytes(model, job.sample_count)
@@ -389,6 +418,7 @@ def make_plan(job: Job) -> Plan:
         ("compress", f"recipe {recipe.name}" + (", done before" if before else ""), None)
         if before or not job.compresses
         else ("compress", f"recipe {recipe.name}", job.compress_key),
+        *([("scales", f"keys and values in {settings.kv_cache}", job.scales_key)] if job.scales_key else []),
         ("lower", f"{target.runtime}, {settings.precision}, {settings.shapes} shapes", job.lower_key),
         ("baseline", f"the {'dequantised' if before else 'same'} model in fp32, to compare with", job.baseline_key),
         ("validate", target.execution.statement, job.validate_key),
@@ -430,6 +460,7 @@ def make_plan(job: Job) -> Plan:
         predicted_peak_memory_bytes=memory,
         available_memory_bytes=available,
         predicted_disk_bytes=disk,
+        memory=device,
         available_disk_bytes=free,
         checks=planning.planned_checks(recipe, target, job.compresses),
         warnings=tuple(warnings),

@@ -1,6 +1,6 @@
 """The one place that says the order of things.
 
-load -> reference -> compress -> lower -> baseline -> validate -> gate -> bundle. Every stage's output is kept
+load -> reference -> compress -> scales -> lower -> baseline -> validate -> gate -> bundle. Every stage's output is kept
 under the hash of its inputs, so a killed run resumes where it was and a repeated run is quick.
 """
 
@@ -161,6 +161,31 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
     return load_compressed(folder, job.model, job.assignments), load_records(folder), load_calibration(folder)
 
 
+def with_scales(job: Job, model: Model, progress: Progress) -> Model:
+    """The model with the steps to which its cache rounds keys and values, where the runtime takes fixed ones."""
+    from dataclasses import replace
+
+    from edgeport.compress.cache import cache_scales, load_scales, save_scales
+    from edgeport.compress.calibrate import as_tensors
+    from edgeport.stages import run_stage
+
+    decoder = model.decoder
+    if job.scales_key is None or decoder is None:
+        return model
+
+    def make(out: Path) -> None:
+        found = as_tensors(job.uncached, _calibration(job, progress))
+        texts = [call["input_ids"][:1] for call in found]
+        save_scales(
+            out / "scales.safetensors",
+            cache_scales(model, texts, decoder.cache, progress=lambda done, total: progress.update(done, total, "")),
+        )
+
+    progress.stage("scales", f"keys and values in {decoder.cache}")
+    folder = run_stage("scales", job.scales_key, make, report=progress.message)
+    return replace(model, decoder=replace(decoder, scales=load_scales(folder / "scales.safetensors", decoder)))
+
+
 def compression_cost(job: Job) -> Cost | None:
     """What the job's compression took when `make_compressed` made it, in this run or one before; None where it
     compresses nothing or the model came compressed."""
@@ -213,7 +238,9 @@ def _generation(job: Job) -> dict[str, str]:
     from edgeport.export.onnx.save import FILE
     from edgeport.model.decoder import end_tokens
 
-    text = genai_config(model, FILE, end_tokens(model))
+    options = job.request.target.onnxruntime
+    grows = options is not None and options.attention == "standard"
+    text = genai_config(model, FILE, end_tokens(model), grows=grows)
     return {} if text is None else {GENAI_CONFIG: text}
 
 
@@ -253,7 +280,7 @@ def _measure(
     from edgeport.bundle.golden import MOST_SAMPLES
     from edgeport.runtime.session import open_session
     from edgeport.stages import run_stage
-    from edgeport.validate.generation import measure_generation
+    from edgeport.validate.generation import full_cache, measure_generation
     from edgeport.validate.run import QUICK, Effort, measure
     from edgeport.vectors import load_vectors, save_vectors
 
@@ -269,6 +296,7 @@ def _measure(
             data=_data(job, reference),
             baseline=baseline,
             predicted_bytes=predicted_bytes,
+            memory_inputs=None if artifact.context is None else full_cache(inputs, artifact.context),
             effort=QUICK if job.request.quick else Effort(),
             watch=progress.update,
         )
@@ -276,7 +304,7 @@ def _measure(
             generation = measure_generation(
                 artifact,
                 inputs,
-                cache_values=job.model.decoder.cached_values,
+                cache=job.model.decoder.cache,
                 quick=job.request.quick,
                 watch=lambda detail: progress.update(len(inputs), len(inputs), detail),
             )
@@ -302,6 +330,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     from edgeport.bundle.golden import MOST_SAMPLES, Golden
     from edgeport.bundle.write import Contents, check_destination, write_bundle
     from edgeport.compress.apply import check_finite
+    from edgeport.device_memory import check_fits, planned_by
     from edgeport.gate import conclude
     from edgeport.report import render_report
     from edgeport.stages import toolchain_versions
@@ -320,12 +349,16 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
     reference = make_reference(job, progress)
     model, layers, calibration = make_compressed(job, progress)
+    model = with_scales(job, model, progress)
     artifact = _lower("lower", job.lower_key, model, job, job.settings, progress)
+    device = planned_by(planned.memory, artifact)
+    check_fits(device, request.target)
     baseline = _lower("baseline", job.baseline_key, job.baseline_model, job, job.baseline_settings, progress)
     measured = _measure(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
     progress.stage("bundle", str(request.output))
     measurements = Measurements(**read_json(measured / "measurements.json"))
+    measurements = measurements.model_copy(update={"memory_plan": device})
     cost = compression_cost(job)
     if cost is not None:
         measurements = measurements.model_copy(update={"compression": CompressionCost(**asdict(cost))})
@@ -366,6 +399,7 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
     from edgeport.bundle.manifest import GOLDEN_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.gate import conclude
+    from edgeport.validate.generation import full_cache
     from edgeport.validate.run import QUICK, Effort, measure
     from edgeport.validate.tokenizer import replay
 
@@ -388,6 +422,7 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
         logical={layer.name: layer.sha256 for layer in manifest.layers if layer.sha256 is not None},
         data=data,
         baseline_bytes=None if found.evidence is None else found.evidence.size.baseline_bytes,
+        memory_inputs=None if manifest.context is None else full_cache(golden.inputs, manifest.context),
         effort=QUICK if quick else Effort(),
         manifest_sha256=None if found.evidence is None else found.evidence.manifest_sha256,
         watch=progress.update,
@@ -395,6 +430,8 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():
         found_tokenizers = replay(read_json(vectors), bundle / manifest.assets, manifest.runtime)
         measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
+    if found.evidence is not None:
+        measurements = measurements.model_copy(update={"memory_plan": found.evidence.memory_plan})
     evidence = conclude(measurements, manifest.recipe.gate)
     return ExportResult(
         bundle=bundle,

@@ -14,6 +14,7 @@ from edgeport.compress.assign import Assignment
 from edgeport.recipe import Recipe
 from edgeport.schema import Strict
 from edgeport.target import RuntimeName, Target
+from edgeport.validate.evidence import MemoryPlan
 
 if TYPE_CHECKING:
     from edgeport.model.types import Model
@@ -60,6 +61,7 @@ class Plan(Strict):
         predicted_bytes: of the model file(s).
         predicted_peak_memory_bytes: resident size of the edgeport process at its peak, an estimate.
         predicted_disk_bytes: written to the cache and to the output folder together.
+        memory: what the file will take of the device's memory.
         checks: what the gate will look at, in words.
     """
 
@@ -79,6 +81,7 @@ class Plan(Strict):
     predicted_peak_memory_bytes: int
     available_memory_bytes: int
     predicted_disk_bytes: int
+    memory: MemoryPlan
     available_disk_bytes: int
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -116,6 +119,20 @@ def predict_size(
         if name not in quantized:
             total += parameter.numel() * width
     return total + GRAPH_BYTES[runtime]
+
+
+def largest_weight(model: Model, assignments: tuple[Assignment, ...]) -> int:
+    """Bytes of the largest weight as it is computed with."""
+    quantized = {item.name: packed_bytes(item) for item in assignments if item.format.quantized}
+    return max(quantized.get(name, weight.numel() * 4) for name, weight in model.module.named_parameters())
+
+
+def widened_bytes(model: Model, assignments: tuple[Assignment, ...], precision: str, runtime: RuntimeName) -> int:
+    """Bytes of the weights stored in float16 that ONNX Runtime turns to float32 when it loads the file."""
+    if precision != "fp16" or runtime != "onnxruntime":
+        return 0
+    quantized = {item.name for item in assignments if item.format.quantized}
+    return sum(weight.numel() * 4 for name, weight in model.module.named_parameters() if name not in quantized)
 
 
 def reference_bytes(model: Model, samples: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeport.errors import BadInputError
-from edgeport.formats import LAYER_KINDS, ActivationFormat, LayerKind, WeightFormat
+from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
 from edgeport.schema import Strict, read_toml
 
@@ -211,10 +211,11 @@ class Lowering(Strict):
     """How the compressed model becomes a file.
 
     `precision` is what the uncompressed weights and the arithmetic use; `target` means what the
-    target itself prefers.
+    target itself prefers. `kv_cache` is what a language model keeps keys and values of earlier tokens as.
     """
 
     precision: Literal["fp32", "fp16", "target"] = "target"
+    kv_cache: CacheFormat = "float"
 
 
 class Budgets(Strict):
@@ -336,7 +337,7 @@ def load_recipe(reference: str) -> Recipe:
     """
     path = recipe_path(reference)
     recipe = read_toml(Recipe, path)
-    if recipe.calibration != Calibration() and not recipe.calibrates:
+    if recipe.calibration != Calibration() and not recipe.calibrates and recipe.lower.kv_cache == "float":
         raise BadInputError(
             "The table [calibration] changes nothing: no step of the recipe looks at data.",
             where=path,

@@ -11,10 +11,10 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from edgeport.errors import BadInputError
-from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
+from edgeport.formats import ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.quantized import ScaleDtype
 from edgeport.resources import data_folder
 from edgeport.schema import Strict, read_toml
@@ -67,6 +67,18 @@ class OnnxRuntimeOptions(Strict):
 
     opset: int = Field(ge=17, le=24)
     ort_format: bool = Field(default=False, description="write an ORT-format file beside the .onnx file")
+    attention: Literal["fused", "standard"] = Field(
+        default="fused",
+        description="of decoders with a cache: ONNX Runtime's GroupQueryAttention, or operators of the ONNX standard "
+        "alone (opset 23 or later), for other runtimes as well",
+    )
+
+    @field_validator("attention")
+    @classmethod
+    def _is_in_the_opset(cls, value: str, info: ValidationInfo) -> str:
+        if value == "standard" and info.data.get("opset", 0) < 23:
+            raise ValueError("the standard's Attention came with opset 23")
+        return value
 
 
 class ExecuTorchOptions(Strict):
@@ -128,6 +140,9 @@ class Target(Strict):
     )
     cache: bool = Field(
         default=False, description="decoder language models are lowered with a cache of keys and values"
+    )
+    kv_cache: tuple[CacheFormat, ...] = Field(
+        default=("float",), description="what the runtime's attention reads keys and values as"
     )
     weights: Weights
     activations: Activations

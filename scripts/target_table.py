@@ -105,6 +105,10 @@ def document() -> str:
             for t in targets
         ),
     ]
+    memory = ["| target | memory of the device | caches |", "| --- | --- | --- |"]
+    for target in targets:
+        ram = "not stated" if target.device.ram_gb is None else f"{target.device.ram_gb:g} GB"
+        memory.append(f"| {target.name} | {ram} | {', '.join(target.kv_cache) if target.cache else 'none'} |")
     parts = [
         "# What lands where",
         "Made by `python scripts/target_table.py --write` from `targets/*.toml` and the methods that recipes know; "
@@ -120,6 +124,10 @@ def document() -> str:
         "## Scales",
         "Every method searches among the scales that the target can store.",
         "\n".join(scales),
+        "## Memory and caches",
+        "An export whose planned memory exceeds the device's is refused. What a language model's cache keeps keys and "
+        "values as is the recipe's `kv_cache` in `[lower]`.",
+        "\n".join(memory),
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)) + "\n"
 

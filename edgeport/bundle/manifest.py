@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from edgeport.export.artifact import Artifact
+from edgeport.formats import CacheFormat
 from edgeport.model.types import Axis, TensorSpec
 from edgeport.recipe import Recipe
 from edgeport.schema import Strict
@@ -88,6 +89,7 @@ class SettingsEntry(Strict):
     enumerated: tuple[int, ...] = ()
     image_input: bool = False
     ort_format: bool = False
+    kv_cache: CacheFormat = "float"
 
 
 class OptionEntry(Strict):

@@ -206,7 +206,7 @@ def _draw_result(console: Console, request: ExportRequest, result: ExportResult)
 def _draw_plan(console: Console, plan: Plan) -> None:
     from collections import Counter
 
-    from edgeport.cli.summary import in_bytes
+    from edgeport.cli.summary import in_bytes, memory_plan_words
     from edgeport.cli.tables import facts
 
     formats = Counter(f"{layer.format} ({layer.activation} activations)" for layer in plan.layers)
@@ -217,7 +217,8 @@ def _draw_plan(console: Console, plan: Plan) -> None:
         *((f"input {name}", " x ".join(str(size) for size in shape)) for name, shape in plan.inputs.items()),
         ("weights", ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))),
         ("predicted size", f"{in_bytes(plan.predicted_bytes)} ({plan.predicted_bytes / plan.fp32_bytes:.2f}x of fp32)"),
-        ("peak memory", _need(plan.predicted_peak_memory_bytes, plan.available_memory_bytes)),
+        ("memory on device", memory_plan_words(plan.memory.model_dump())),
+        ("peak memory here", _need(plan.predicted_peak_memory_bytes, plan.available_memory_bytes)),
         ("disk", _need(plan.predicted_disk_bytes, plan.available_disk_bytes)),
         *(("check", check) for check in plan.checks),
         *(("warning", warning) for warning in plan.warnings),

@@ -63,6 +63,31 @@ def _memory(evidence: Mapping[str, Any]) -> str:
     return text if baseline is None else f"{text} (fp32 {baseline:.0f} MB)"
 
 
+def memory_plan_words(plan: Mapping[str, Any]) -> str:
+    """The plan of a device's memory (`edgeport.validate.evidence.MemoryPlan`), in one line."""
+    at = f" for {plan['context']} tokens" if plan["context"] is not None else ""
+    parts = [f"weights {in_bytes(plan['weights_bytes'])}"]
+    parts += [f"keys and values {in_bytes(plan['cache_bytes'])}{at}"] if plan["cache_bytes"] else []
+    live = plan["activations_bytes"]
+    parts.append(
+        "activations unknown" if live is None else f"activations {in_bytes(live)} ({plan['activations_from']})"
+    )
+    parts.append(f"loading {in_bytes(plan['loading_bytes'])} (estimate)")
+    ram = "" if plan["ram_bytes"] is None else f" of {in_bytes(plan['ram_bytes'])}"
+    return f"{in_bytes(plan['total_bytes'])}{ram}: {', '.join(parts)}"
+
+
+def _planned(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    plan, memory = evidence.get("memory_plan"), evidence.get("memory")
+    if not plan:
+        return []
+    text = memory_plan_words(plan)
+    if memory:
+        measured = (memory["peak_rss_mb"] - memory["runtime_rss_mb"]) * 1e6
+        text += f"; measured {in_bytes(measured)}, {measured / plan['total_bytes']:.2f}x of that"
+    return [("planned memory", text)]
+
+
 def _weights(evidence: Mapping[str, Any]) -> str:
     weights = evidence.get("weights")
     if not weights or not weights["checked"]:
@@ -89,11 +114,11 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = evidence.get("generation")
     if not found:
         return []
-    size = in_bytes(found["context"] * found["cache_bytes_per_token"])
+    size = in_bytes(found["cache_bytes"]) + ("" if found["cache"] == "float" else f" in {found['cache']}")
     rows = [
         (
             "cache",
-            f"{found['context']} tokens, {size} when full; {found['long_tokens']} tokens one by one against all at "
+            f"{found['context']} tokens, {size}; {found['long_tokens']} tokens one by one against all at "
             f"once: cosine {found['long_cosine']:.4f}, KL {found['long_kl']:.2g}",
         )
     ]
@@ -132,6 +157,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_generation(evidence),
         ("latency", _latency(evidence)),
         ("peak memory", _memory(evidence)),
+        *_planned(evidence),
         *([("compression", cost_words(cost))] if cost else []),
         ("compared on", f"{data['samples']} samples of {data['name']}{kind}"),
         ("lowered", states["lowered"]),

@@ -11,6 +11,7 @@ from edgeport.model.types import Axis, TensorSpec
 
 if TYPE_CHECKING:
     # Not at run time: the memory probe imports this module and must not carry pydantic.
+    from edgeport.formats import CacheFormat
     from edgeport.target import RuntimeName, ShapeMode
 
 
@@ -24,6 +25,7 @@ class LoweringSettings:
         enumerated: sizes of the sequence axis to enumerate (Core ML), empty for a range.
         image_input: take a picture instead of a tensor (Core ML, image models).
         ort_format: also write an ORT-format file (ONNX Runtime).
+        kv_cache: what a decoder keeps keys and values as.
     """
 
     precision: Literal["fp32", "fp16"]
@@ -31,6 +33,7 @@ class LoweringSettings:
     enumerated: tuple[int, ...] = ()
     image_input: bool = False
     ort_format: bool = False
+    kv_cache: CacheFormat = "float"
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from edgeport.errors import TargetRefusesError
+from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
-from edgeport.model.types import Axis, Model
+from edgeport.model.types import Axis, Decoder, Model
 from edgeport.quantized import QuantizedTensor
 from edgeport.target import CoreMLOptions, Target
+
+HALF = 2
+"""Bytes of a float16: Core ML's state."""
 
 
 def check_settings(model: Model, target: Target, settings: LoweringSettings) -> None:
@@ -17,6 +21,7 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
 
     Raises:
         TargetRefusesError: naming the setting and what the target takes.
+        BadInputError: a setting that makes no sense for the model.
     """
     if settings.shapes not in target.shapes:
         raise TargetRefusesError(
@@ -42,8 +47,40 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
             where="--image-input",
             next_step="Leave it out: the model then takes a float tensor.",
         )
+    if settings.kv_cache != "float" and model.decoder is None:
+        raise BadInputError(
+            f"The recipe asks for a cache of keys and values in {settings.kv_cache}, and the model keeps none.",
+            where="[lower] kv_cache",
+            next_step="Leave it out, or export a decoder language model for a target that gives it a cache.",
+        )
+    if settings.kv_cache != "float" and target.onnxruntime and target.onnxruntime.attention == "standard":
+        raise TargetRefusesError(
+            f"The standard's Attention keeps no keys and values in {settings.kv_cache}.",
+            where="[lower] kv_cache",
+            allowed='float, or attention = "fused" in the target\'s [onnxruntime]',
+        )
+    if settings.kv_cache not in target.kv_cache:
+        raise TargetRefusesError(
+            f"The target {target.name!r} keeps no keys and values in {settings.kv_cache}.",
+            where="[lower] kv_cache",
+            allowed=target.kv_cache,
+        )
     if settings.ort_format and target.runtime != "onnxruntime":
         raise TargetRefusesError("The ORT format belongs to ONNX Runtime targets.", where="--ort-format")
+
+
+def cache_bytes(decoder: Decoder, target: Target) -> int:
+    """Bytes of the buffers that hold a full cache of keys and values."""
+    if target.runtime == "onnxruntime":
+        from edgeport.export.onnx.decoder import cache_specs, spec_bytes
+
+        forgets = target.onnxruntime is None or target.onnxruntime.attention == "fused"
+        return sum(spec_bytes(spec) for spec in cache_specs(replace(decoder, forgets=forgets))[0])
+    if target.runtime == "executorch":
+        from edgeport.export.executorch.cache import buffer_bytes, buffers
+
+        return buffer_bytes(buffers(decoder))
+    return decoder.cached_values * decoder.context * HALF
 
 
 def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeport.activations import LayerRange
-    from edgeport.formats import ActivationFormat
+    from edgeport.formats import ActivationFormat, CacheFormat
     from edgeport.quantized import QuantizedTensor
 
 SourceKind = Literal["huggingface", "hub", "gguf", "factory", "zoo", "compressed"]
@@ -115,17 +115,31 @@ class AttentionLayer:
 
 
 @dataclass(frozen=True)
+class CacheScales:
+    """The steps to which one layer's keys and values are rounded, (kv_heads, head_dim) float32 each."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Decoder:
     """A language model's cache of keys and values.
 
     Attributes:
         context: tokens that it holds.
         vocabulary: scores a token.
+        cache: what keys and values are kept as.
+        scales: of each layer, where the runtime takes fixed ones (`edgeport.compress.cache`); otherwise empty.
+        forgets: layers with a window may drop what it has passed.
     """
 
     layers: tuple[AttentionLayer, ...]
     context: int
     vocabulary: int
+    cache: CacheFormat = "float"
+    scales: tuple[CacheScales, ...] = ()
+    forgets: bool = True
 
     @property
     def cached_values(self) -> int:

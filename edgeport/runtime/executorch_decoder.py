@@ -32,6 +32,11 @@ class ExecuTorchTokens:
         assert artifact.context is not None
         load_attention()
         self.context, self.length = artifact.context, 0
+        self.cache_bytes = int(artifact.facts["cache_bytes"])
+        self._room: int | None = artifact.facts.get("forgets")
+        self._farthest = 0
+        self._fed = np.zeros(self.context, np.int64)
+        self._gone = False
         sequence = artifact.inputs[0].shape[1]
         self._most = sequence.maximum if isinstance(sequence, Axis) else sequence
         self._vocabulary = int(artifact.outputs[0].fixed_shape()[-1])
@@ -47,6 +52,11 @@ class ExecuTorchTokens:
         import torch
 
         check_tokens(self, ids, self._vocabulary)
+        total = self.length + len(ids)
+        self._fed[self.length : total] = ids
+        if self._gone:
+            ids, self.length, self._farthest, self._gone = self._fed[:total], 0, 0, False
+        self._farthest = max(self._farthest, total)
         row = torch.from_numpy(np.ascontiguousarray(ids, np.int64))[None]
         for piece in torch.split(row, self._most, dim=1):
             try:
@@ -59,6 +69,13 @@ class ExecuTorchTokens:
         return result
 
     def rewind(self, length: int = 0) -> None:
-        """Forget all tokens but the first `length`: what lies behind them is never read."""
+        """Forget all tokens but the first `length`: what lies behind them is never read.
+
+        Layers that keep their windows alone may have written over what comes into sight again: the text is then read
+        anew with the next call.
+        """
         assert 0 <= length <= self.length
+        gone = self._room is not None and self._farthest - length > self._room
+        self._gone = length > 0 and (self._gone or gone)
+        self._farthest = self._farthest if length else 0
         self.length = length

@@ -89,6 +89,8 @@ def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
         from edgeport.runtime.executorch_decoder import ExecuTorchTokens
 
         return ExecuTorchTokens(artifact, threads=threads)
-    from edgeport.runtime.onnx_decoder import OnnxRuntimeTokens
+    from edgeport.runtime.onnx_decoder import GrowingTokens, OnnxRuntimeTokens
 
+    if artifact.facts.get("attention") == "standard":
+        return GrowingTokens(artifact, threads=threads)
     return OnnxRuntimeTokens(artifact, threads=threads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgeport.formats import CacheFormat
 from edgeport.schema import Strict
 
 State = Literal["yes", "no", "failed"]
@@ -149,6 +150,7 @@ class Memory(Strict):
         baseline_peak_rss_mb: the same for the fp32 artifact.
         load_ms: time to load the file.
         first_run_ms: time of the first inference.
+        tokens: that a decoder read meanwhile: as many as its cache holds.
     """
 
     peak_rss_mb: float
@@ -156,6 +158,33 @@ class Memory(Strict):
     baseline_peak_rss_mb: float | None
     load_ms: float
     first_run_ms: float
+    tokens: int | None = None
+
+
+class MemoryPlan(Strict):
+    """What the file was planned to take of a device's memory (`edgeport.device_memory`), bytes. What it took of this
+    machine's, beside the runtime's own code, is `Memory.peak_rss_mb - Memory.runtime_rss_mb`.
+
+    Attributes:
+        context: tokens that the cache holds; None without a cache.
+        weights_bytes: of the file.
+        cache_bytes: of keys and values, when the cache is full.
+        activations_bytes: of the largest call; None where it can't be counted.
+        activations_from: "planned arena" where the file itself says so.
+        loading_bytes: estimate of what loading takes beside.
+        ram_bytes: of the target's device; None where the target's file does not say.
+        longest_context: the largest context, up to the one asked for, that fits into it; 0 where none does.
+    """
+
+    context: int | None
+    weights_bytes: int
+    cache_bytes: int
+    activations_bytes: int | None
+    activations_from: Literal["estimate", "planned arena"]
+    loading_bytes: int
+    total_bytes: int
+    ram_bytes: int | None
+    longest_context: int | None
 
 
 class Size(Strict):
@@ -277,13 +306,15 @@ class Generation(Strict):
 
     Attributes:
         context: tokens that the cache holds.
-        cache_bytes_per_token: that one token takes in it.
+        cache: what it keeps keys and values as.
+        cache_bytes: of its buffers, full or not.
         long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
         rates: at several lengths; empty in a reference evaluator.
     """
 
     context: int
-    cache_bytes_per_token: int
+    cache: CacheFormat = "float"
+    cache_bytes: int
     long_tokens: int
     long_cosine: float
     long_kl: float
@@ -306,6 +337,7 @@ class Measurements(Strict):
     latency_absent: str | None = None
     memory: Memory | None
     memory_absent: str | None = None
+    memory_plan: MemoryPlan | None = None
     compression: CompressionCost | None = None
     tokenizers: tuple[TokenizerParity, ...] = ()
     generation: Generation | None = None

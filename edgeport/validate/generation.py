@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeport.export.artifact import Artifact
+    from edgeport.formats import CacheFormat
     from edgeport.runtime.decoder import Tokens
 
 LENGTHS = (32, 512, 2048)
@@ -38,6 +39,11 @@ def text_of(samples: Sequence[Mapping[str, np.ndarray]], length: int) -> np.ndar
 
     row = np.concatenate([sample["input_ids"].reshape(-1) for sample in samples])
     return np.resize(row, length)
+
+
+def full_cache(samples: Sequence[Mapping[str, np.ndarray]], context: int) -> dict[str, np.ndarray]:
+    """A text that fills the cache."""
+    return {"input_ids": text_of(samples, context)[None]}
 
 
 def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> GenerationRate:
@@ -68,7 +74,7 @@ def measure_generation(
     artifact: Artifact,
     samples: Sequence[Mapping[str, np.ndarray]],
     *,
-    cache_values: int,
+    cache: CacheFormat = "float",
     threads: int = 1,
     quick: bool = False,
     watch: Callable[[str], None] = lambda _detail: None,
@@ -77,7 +83,7 @@ def measure_generation(
 
     Args:
         samples: real texts, `input_ids`.
-        cache_values: numbers that one token leaves in the cache.
+        cache: what it keeps keys and values as.
         watch: told what is being measured.
 
     Raises:
@@ -109,7 +115,8 @@ def measure_generation(
             rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS))
     return Generation(
         context=room,
-        cache_bytes_per_token=cache_values * 4,
+        cache=cache,
+        cache_bytes=int(artifact.facts["cache_bytes"]),
         long_tokens=long,
         long_cosine=float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))),
         long_kl=max(divergence(a[None], b[None]), 0.0),

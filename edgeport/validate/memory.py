@@ -103,4 +103,5 @@ def measure_memory(
         baseline_peak_rss_mb=None if theirs is None else theirs.peak_rss_mb,
         load_ms=statistics.median(p.load_ms for p in ours),
         first_run_ms=statistics.median(p.first_run_ms for p in ours),
+        tokens=None if artifact.context is None else int(inputs["input_ids"].size),
     )

@@ -79,6 +79,7 @@ def measure(
     baseline_bytes: int | None = None,
     predicted_bytes: int | None = None,
     timing_inputs: Arrays | None = None,
+    memory_inputs: Arrays | None = None,
     effort: Effort = Effort(),
     manifest_sha256: str | None = None,
     watch: Watch = ignore,
@@ -95,6 +96,7 @@ def measure(
         baseline: the fp32 artifact of the same runtime; without it latency is absent.
         baseline_bytes: its size, where only that is known.
         timing_inputs: inputs for latency and memory; the largest sample when left out.
+        memory_inputs: inputs for memory, where they are others: a text that fills a decoder's cache.
         watch: told (steps done, steps in all, what).
 
     Raises:
@@ -116,7 +118,8 @@ def measure(
     watch(len(samples) + 2, steps, "latency")
     latency, latency_absent = timed(artifact, baseline, inputs, executed, effort)
     watch(len(samples) + 3, steps, "memory")
-    memory, memory_absent = weighed(artifact, baseline, inputs, executed, effort)
+    filled = inputs if memory_inputs is None else memory_inputs
+    memory, memory_absent = weighed(artifact, baseline, filled, executed, effort)
     watch(steps, steps, "measured")
     return Measurements(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -74,7 +74,7 @@ def test_the_evidence_says_how_it_generates(bundle: Path) -> None:
     found = evidence.generation
     assert found is not None
     assert (found.context, found.long_tokens) == (64, 64)
-    assert found.cache_bytes_per_token == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, width, float32
+    assert found.cache_bytes == 64 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, heads, width, float32
     assert found.long_cosine > 0.999999
     assert [rate.length for rate in found.rates] == [32]
     assert found.rates[0].decode_tokens_per_s > 0

@@ -10,8 +10,12 @@ read, so a text is cut short by giving a smaller `input_pos`. Constant methods t
 
 Attention is `llama::custom_sdpa` over the cache, where it lies. It knows neither windows nor soft caps:
 
-- a window that is shorter than the context: `custom_sdpa` over a copy of the tokens in sight, with a mask;
-- a soft cap: matrix products over such a copy.
+- a window that is shorter than the context: `custom_sdpa` with a mask over a ring of places, which holds the window and
+  as many tokens as a call may bring; where the context is hardly longer, over a copy of the tokens in sight;
+- a soft cap: matrix products over the same.
+
+A cache in int8 holds codes, a scale and a zero point for each token of each head, as ExecuTorch's own llama does;
+attention over it is `llama::custom_quantized_sdpa`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import Any
 import torch
 
 from edgeport.errors import TargetRefusesError, first_line
+from edgeport.export.executorch.cache import SLACK, buffer_bytes, buffers, most_tokens, ring
 from edgeport.export.executorch.fewer_delegates import (
     averaging_row,
     half_turn,
@@ -38,16 +43,9 @@ from edgeport.model.decoder import TASK, Call, RotaryTables, StepCache, attendin
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 TOKENS, POSITION, LOGITS = "tokens", "input_pos", "logits"
-MOST_TOKENS = 128
-"""Tokens a call at most: the program's memory is planned for so many, whatever the context."""
 TRACED_TOKENS = 3
 HIDDEN_SCORE = -1e9
 """Added to the scores of tokens out of sight. Finite: custom_sdpa takes the largest score of a block from each."""
-
-
-def most_tokens(decoder: Decoder) -> int:
-    """Tokens that one call takes at most."""
-    return min(MOST_TOKENS, decoder.context)
 
 
 def file_specs(decoder: Decoder) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -88,7 +86,8 @@ def facts(decoder: Decoder) -> dict[str, Any]:
     return {
         "context": decoder.context,
         "most_tokens_a_call": most_tokens(decoder),
-        "cache_bytes": decoder.cached_values * decoder.context * 4,
+        "cache_bytes": buffer_bytes(buffers(decoder)),
+        **({"forgets": SLACK} if any(ring(layer, decoder) for layer in decoder.layers) else {}),
     }
 
 
@@ -105,6 +104,21 @@ class _Sight:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Ring:
+    """A layer's places in a call.
+
+    Attributes:
+        indices: (1, S) int64, of the call's tokens.
+        behind: places less S.
+        mask: (S, places) float32, added to the scores.
+    """
+
+    indices: torch.Tensor
+    behind: Any
+    mask: torch.Tensor
+
+
 def _check(holds: Any) -> None:
     torch._check(holds)  # type: ignore[no-untyped-call]
 
@@ -118,6 +132,20 @@ class _Step:
         _check(self.start >= 0)
         _check(self.start + count <= decoder.context)
         self._sights: dict[int | None, _Sight] = {}
+        self._rings: dict[tuple[int, int], _Ring] = {}
+
+    def ring(self, window: int, places: int) -> _Ring:
+        """Where the call's tokens go and what they see there. Made once a call, for all layers that have it."""
+        if (window, places) not in self._rings:
+            queries = torch.arange(self.count) + self.position
+            # What a place holds is the latest token that belongs there, below 0: none yet.
+            last = self.position + self.count - 1
+            held = last - (last - torch.arange(places)) % places
+            distance = queries[:, None] - held[None]
+            hidden = (distance < 0) | (distance >= window) | (held < 0)[None]
+            mask = hidden.to(torch.float32) * HIDDEN_SCORE
+            self._rings[window, places] = _Ring((queries % places)[None], places - self.count, mask)
+        return self._rings[window, places]
 
     def sight(self, window: int | None) -> _Sight:
         """What is seen through a window (None: everything before). Made once a call, for all layers that have it."""
@@ -155,10 +183,8 @@ class _Decoder(torch.nn.Module):
         self.turning = sorted(rotary) if turning else []
         for width in self.turning:
             self.register_buffer(f"turn_{width}", half_turn(width))
-        for index, layer in enumerate(decoder.layers):
-            shape = (1, decoder.context, layer.kv_heads, layer.head_dim)
-            self.register_buffer(f"keys_{index}", torch.zeros(shape))
-            self.register_buffer(f"values_{index}", torch.zeros(shape))
+        for buffer in buffers(decoder):
+            self.register_buffer(buffer.name, torch.zeros(buffer.shape, dtype=getattr(torch, buffer.dtype)))
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         """See the module's docstring for the shapes."""
@@ -166,11 +192,16 @@ class _Decoder(torch.nn.Module):
         step = _Step(input_pos, count, self.decoder)
 
         def attend(call: Call) -> torch.Tensor:
-            keys, values = self.get_buffer(f"keys_{call.index}"), self.get_buffer(f"values_{call.index}")
             query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
-            torch.ops.llama.update_cache(key, keys, step.start)
-            torch.ops.llama.update_cache(value, values, step.start)
-            return _attention(call.layer, step, query, keys, values)
+            places = ring(call.layer, self.decoder)
+            near = None if places is None or call.layer.window is None else step.ring(call.layer.window, places)
+            caches = []
+            for name, new in ((f"keys_{call.index}", key), (f"values_{call.index}", value)):
+                parts = ("",) if self.decoder.cache == "float" else ("", "_scale", "_zero")
+                held = [self.get_buffer(name + part) for part in parts]
+                _put(step, held, [new] if len(parts) == 1 else list(per_token(new)), near)
+                caches.append(held)
+            return _attention(call.layer, step, query, caches[0], caches[1], near)
 
         # All layers get the same tables. The keys are kept with the values: an id is a tensor's while it lives.
         spread: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -196,27 +227,79 @@ class _Decoder(torch.nn.Module):
         return logits
 
 
+def _put(step: _Step, buffers: list[torch.Tensor], new: list[torch.Tensor], near: _Ring | None) -> None:
+    """Write what is new of the tokens behind what the buffers hold, or into a ring."""
+    for buffer, rows in zip(buffers, new, strict=True):
+        if near is None:
+            torch.ops.llama.update_cache(rows, buffer, step.start)
+        else:
+            torch.ops.llama.update_cache_with_indices(rows, buffer, 0, near.indices)
+
+
 def _attention(
-    layer: AttentionLayer, step: _Step, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    layer: AttentionLayer,
+    step: _Step,
+    query: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    near: _Ring | None,
 ) -> torch.Tensor:
-    """Attention of (1, S, heads, head_dim) over a cache; in the query's shape."""
-    context = keys.shape[1]
+    """Attention of (1, S, heads, head_dim) over a cache, of floats or of codes, scales and zero points; in the query's
+    shape."""
+    context = step.decoder.context
     window = layer.window if layer.window is not None and layer.window < context else None
     if window is None and layer.softcap is None:
-        answer: torch.Tensor = torch.ops.llama.custom_sdpa(
-            query, keys, values, step.start, None, 0.0, True, layer.scale
-        )
-        return answer
-    sight = step.sight(window)
-    near_keys, near_values = (cache.narrow(1, sight.first, sight.length) for cache in (keys, values))
+        return _custom_sdpa(query, keys, values, step.start, None, layer.scale)
+    if near is not None:
+        behind, mask = near.behind, near.mask
+    else:
+        sight = step.sight(window)
+        keys, values = ([x.narrow(1, sight.first, sight.length) for x in cache] for cache in (keys, values))
+        behind, mask = sight.length - step.count, sight.mask
     if layer.softcap is not None:
-        return _softcapped(layer, query, near_keys, near_values, sight.mask)
-    # It cuts what lies behind its second position argument plus S: nothing of this copy.
-    behind = sight.length - step.count
-    masked: torch.Tensor = torch.ops.llama.custom_sdpa(
-        query, near_keys, near_values, behind, sight.mask, 0.0, False, layer.scale
+        return _softcapped(layer, query, as_floats(keys), as_floats(values), mask)
+    # It cuts what lies behind its second position argument plus S: nothing of what is given.
+    return _custom_sdpa(query, keys, values, behind, mask, layer.scale)
+
+
+def _custom_sdpa(
+    query: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    behind: Any,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """ExecuTorch's attention after `behind` tokens; causal unless there is a mask. Over integers it rounds the query,
+    too."""
+    causal = mask is None
+    if len(keys) == 1:
+        answer: torch.Tensor = torch.ops.llama.custom_sdpa(query, keys[0], values[0], behind, mask, 0.0, causal, scale)
+        return answer
+    codes, step, zero = per_token(query)
+    (key, key_scale, key_zero), (value, value_scale, value_zero) = keys, values
+    rest = (zero, step, key_zero, key_scale, value_zero, value_scale)
+    rounded: torch.Tensor = torch.ops.llama.custom_quantized_sdpa(
+        codes, key, value, behind, mask, 0.0, causal, scale, *rest
     )
-    return masked
+    return rounded
+
+
+def per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes int8, scales float32 and zero points int8 of the vectors in the last axis: asymmetric, as the kernels of
+    `quantized_decomposed` choose them."""
+    ops = torch.ops.quantized_decomposed
+    scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
+    codes = ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8)
+    return codes, scale.to(torch.float32), zero.to(torch.int8)
+
+
+def as_floats(cache: list[torch.Tensor]) -> torch.Tensor:
+    """A cache's numbers, of floats as they are."""
+    if len(cache) == 1:
+        return cache[0]
+    codes, scale, zero = cache
+    return (codes.to(torch.float32) - zero.to(torch.float32)) * scale
 
 
 def _softcapped(

@@ -2,7 +2,8 @@
 
 The operator keeps keys and values in BNSH, appends the new ones (in place when past and present are one buffer), and
 masks what lies ahead. Its rotation takes the tables of `edgeport.model.decoder.RotaryTables`, one half of them: both
-halves say the same. Where a model rotates only a part of each head or normalizes between, RotaryEmbedding
+halves say the same. Keys and values are rounded inside it where the cache holds integers, and tokens that have left a
+layer's window are dropped. Where a model rotates only a part of each head or normalizes between, RotaryEmbedding
 (com.microsoft) does it in front.
 
 Source: ONNX Runtime, ContribOperators.md, 1.31.
@@ -15,9 +16,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeport.export.onnx.canonical import is_operator
-from edgeport.export.onnx.decoder import MASK, POSITIONS
+from edgeport.export.onnx.decoder import MASK, POSITIONS, past_names
 from edgeport.export.onnx.graph import MICROSOFT, Writer, answer_for
 from edgeport.export.onnx.trace import PLACEHOLDERS
+from edgeport.formats import CACHE_BITS
+from edgeport.model.types import Decoder
 
 
 def _made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
@@ -44,14 +47,14 @@ def _flat(writer: Writer, before: ir.Node, value: ir.Value) -> ir.Value:
     return joined
 
 
-def _half_table(writer: Writer, table: ir.Value) -> ir.Value:
+def half_table(writer: Writer, table: ir.Value) -> ir.Value:
     """The first half of each row of a constant table."""
     assert table.const_value is not None
     array = table.const_value.numpy()
     return writer.constant(f"{table.name}.half", np.ascontiguousarray(array[:, : array.shape[1] // 2]))
 
 
-def _tables(rotary: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+def tables_of(rotary: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """The constant tables that a rotation reads."""
     found = []
     for value in rotary.inputs[1:3]:
@@ -89,13 +92,27 @@ class _Lengths:
 def _rotated(x: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
     """What a rotation turns, and the tables that it turns by; the value itself and None where there is none."""
     rotary = _made_by(x, "Rotary", PLACEHOLDERS)
-    tables = None if rotary is None else _tables(rotary)
+    tables = None if rotary is None else tables_of(rotary)
     if rotary is None or tables is None or rotary.inputs[0] is None:
         return x, None
     return rotary.inputs[0], tables
 
 
-def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
+def _rounding(writer: Writer, decoder: Decoder, index: int) -> tuple[list[ir.Value | None], dict[str, int | str]]:
+    """Inputs 9 to 13 of the operator and its attributes for a cache of integers; nothing for one of floats."""
+    if decoder.cache == "float":
+        return [], {}
+    scales = decoder.scales[index]
+    found = [
+        writer.constant(f"edgeport.cache_{part}_{index}", scale.numpy()[None, :, None])
+        for part, scale in (("key", scales.key), ("value", scales.value))
+    ]
+    bits = CACHE_BITS[decoder.cache]
+    kind = "PER_CHANNEL"
+    return [None, None, None, *found], {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": bits}
+
+
+def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node, decoder: Decoder) -> None:
     query, key, value, *past = [x for x in node.inputs if x is not None][:5]
     (straight_query, tables), (straight_key, others) = _rotated(query), _rotated(key)
     inside = tables is not None and tables == others
@@ -103,12 +120,14 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
         query, key = straight_query, straight_key
     inputs: list[ir.Value | None] = [_flat(writer, node, x) for x in (query, key, value)]
     inputs += [*past, *lengths.values(node)]
-    if inside and tables is not None:
-        inputs += [_half_table(writer, table) for table in tables]
+    inputs += [half_table(writer, table) for table in tables] if inside and tables is not None else [None, None]
+    name = past[0].name or ""
+    rounding, how = _rounding(writer, decoder, past_names(len(decoder.layers)).index(name) // 2)
+    inputs += rounding
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
     answer, present_key, present_value = writer.node(
-        node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes
+        node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes, **how
     )
     (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
     for old, new in zip(node.outputs, (apart, present_key, present_value), strict=True):
@@ -117,9 +136,9 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
 
 
 def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value) -> None:
-    tables = _tables(node)
+    tables = tables_of(node)
     assert tables is not None, "rotations are only marked where their tables are"
-    halves = [_half_table(writer, table) for table in tables]
+    halves = [half_table(writer, table) for table in tables]
     (turned,) = writer.node(node, "RotaryEmbedding", [node.inputs[0], positions, *halves], domain=MICROSOFT)
     writer.replace(node, turned)
 
@@ -133,7 +152,7 @@ def _join(writer: Writer, reshape: ir.Node) -> None:
             writer.graph.remove(user, safe=True)
 
 
-def write_attention(program: ir.Model) -> None:
+def write_attention(program: ir.Model, decoder: Decoder) -> None:
     """Replace the placeholders of `decoder.py` in place; drop `position_ids` where nothing asks for it any more."""
     graph = program.graph
     graph.opset_imports.setdefault(MICROSOFT, 1)
@@ -142,7 +161,7 @@ def write_attention(program: ir.Model) -> None:
     positions = next(value for value in graph.inputs if value.name == POSITIONS)
     for node in list(graph):
         if is_operator(node, "CachedAttention", PLACEHOLDERS):
-            _write_attention(writer, lengths, node)
+            _write_attention(writer, lengths, node, decoder)
     RemoveUnusedNodesPass()(program)
     for node in list(graph):
         if is_operator(node, "Rotary", PLACEHOLDERS):

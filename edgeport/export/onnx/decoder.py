@@ -5,7 +5,9 @@ The names and shapes are those of onnxruntime-genai's models, so that it runs th
     input_ids (1, S), attention_mask (1, T) of ones, past_key_values.N.key and .value (1, kv_heads, P, head_dim)
     logits (1, 1, V), present.N.key and .value (1, kv_heads, P', head_dim)
 
-S new tokens, T tokens in all. P is T - S, or any P = P' >= T where past and present are one buffer.
+S new tokens, T tokens in all. P is T - S, or any P = P' >= T where past and present are one buffer. A layer whose
+window is shorter than the context keeps the latest tokens only, in one buffer of any P >= the window. A cache in int8
+holds the codes of keys and values; in int4 two codes lie in a byte (uint8, head_dim / 2).
 Attention, tables of positions and rotations stand as operators of the domain `edgeport` until `attention.py`
 replaces them.
 """
@@ -13,19 +15,26 @@ replaces them.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from edgeport.export.onnx.trace import PLACEHOLDERS
+from edgeport.formats import CacheFormat
 from edgeport.model.decoder import Call, StepCache, attending, rotating, with_tables
-from edgeport.model.types import Axis, Decoder, Model, TensorSpec
+from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 TRACED_TOKENS, TRACED_PAST = 3, 4
+SLACK = 128
+"""Places that a cache with a window has beyond the window: the operator makes room for so many tokens at once."""
+STORED: dict[CacheFormat, tuple[str, int]] = {"float": ("float32", 1), "int8": ("int8", 1), "int4": ("uint8", 2)}
+"""A cache's dtype, and the values that one element holds."""
 
 
 def past_names(layers: int) -> list[str]:
@@ -38,26 +47,63 @@ def present_names(layers: int) -> list[str]:
     return [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
+def drops(layer: AttentionLayer, decoder: Decoder) -> bool:
+    """The layer's cache is shorter than the context: what its window does not see any more is dropped."""
+    return decoder.forgets and layer.window is not None and layer.window + SLACK < decoder.context
+
+
+def _kept(layer: AttentionLayer, decoder: Decoder) -> Axis:
+    """The places that a layer's cache has."""
+    if layer.window is None or not drops(layer, decoder):
+        return Axis("past_sequence", 0, decoder.context, 1)
+    return Axis(f"past_window_{layer.window}", 0, layer.window + SLACK, 1)
+
+
+def windows_of(decoder: Decoder) -> dict[str, int]:
+    """The windows of those inputs of the cache that drop tokens, by name."""
+    found = {}
+    for at, name in enumerate(past_names(len(decoder.layers))):
+        layer = decoder.layers[at // 2]
+        if layer.window is not None and drops(layer, decoder):
+            found[name] = layer.window
+    return found
+
+
+def cache_specs(decoder: Decoder) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The cache as inputs and outputs of the file, at most `Axis.maximum` long each."""
+    inputs, outputs = [], []
+    count = len(decoder.layers)
+    for at, (past, present) in enumerate(zip(past_names(count), present_names(count), strict=True)):
+        layer = decoder.layers[at // 2]
+        axis = _kept(layer, decoder)
+        dtype, share = STORED[decoder.cache]
+        kept = replace(axis, name=axis.name.replace("past", "present"))
+        inputs.append(TensorSpec(past, dtype, (1, layer.kv_heads, axis, layer.head_dim // share)))
+        outputs.append(TensorSpec(present, dtype, (1, layer.kv_heads, kept, layer.head_dim // share)))
+    return inputs, outputs
+
+
+def spec_bytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor with every axis at its longest."""
+    sizes = [size.maximum if isinstance(size, Axis) else size for size in spec.shape]
+    return prod(sizes) * np.dtype(spec.dtype).itemsize
+
+
 def file_model(model: Model) -> Model:
     """The model with the inputs and outputs that its file has. `position_ids` is left out where no layer needs it."""
     decoder = model.decoder
     assert decoder is not None
     held = decoder.context
-    total, past, present = (Axis(name, 0, held, 1) for name in ("total_sequence", "past_sequence", "present_sequence"))
+    total = Axis("total_sequence", 0, held, 1)
     sequence = model.inputs[0].shape[1]
-
-    def caches(names: list[str], length: Axis) -> list[TensorSpec]:
-        shapes = [(1, layer.kv_heads, length, layer.head_dim) for layer in decoder.layers for _ in range(2)]
-        return [TensorSpec(name, "float32", shape) for name, shape in zip(names, shapes, strict=True)]
-
-    count = len(decoder.layers)
+    past, present = cache_specs(decoder)
     inputs = (
         TensorSpec(IDS, "int64", (1, sequence)),
         TensorSpec(MASK, "int64", (1, total)),
         TensorSpec(POSITIONS, "int64", (1, sequence)),
-        *caches(past_names(count), past),
+        *past,
     )
-    outputs = (TensorSpec(LOGITS, "float32", (1, 1, decoder.vocabulary)), *caches(present_names(count), present))
+    outputs = (TensorSpec(LOGITS, "float32", (1, 1, decoder.vocabulary)), *present)
     return replace(model, inputs=inputs, outputs=outputs)
 
 
@@ -76,12 +122,13 @@ class _Decoder(torch.nn.Module):
 
         def attend(call: Call) -> torch.Tensor:
             batch, _, length, width = call.query.shape
-            held = (batch, call.layer.kv_heads, mask.shape[1], width)
+            kept = past[2 * call.index]
+            held = (batch, call.layer.kv_heads, mask.shape[1], kept.shape[3])
             answer, key, value = torch.onnx.ops.symbolic_multi_out(
                 f"{PLACEHOLDERS}::CachedAttention",
-                (call.query, call.key, call.value, past[2 * call.index], past[2 * call.index + 1], mask),
-                _attributes(call),
-                dtypes=(call.query.dtype,) * 3,
+                (call.query, call.key, call.value, kept, past[2 * call.index + 1], mask),
+                _attributes(call, self.decoder),
+                dtypes=(call.query.dtype, kept.dtype, kept.dtype),
                 shapes=((batch, length, call.layer.heads, width), held, held),
                 version=1,
             )
@@ -95,11 +142,13 @@ class _Decoder(torch.nn.Module):
         return (result.logits, *(tensor for index in sorted(present) for tensor in present[index]))
 
 
-def _attributes(call: Call) -> dict[str, Any]:
+def _attributes(call: Call, decoder: Decoder) -> dict[str, Any]:
     layer = call.layer
     found: dict[str, Any] = {"num_heads": layer.heads, "kv_num_heads": layer.kv_heads, "scale": layer.scale}
     if layer.window is not None:
         found["local_window_size"] = layer.window
+        if drops(layer, decoder):
+            found["sliding_window_cache"] = 1
     if layer.softcap is not None:
         found["softcap"] = layer.softcap
     return found
@@ -120,6 +169,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return turned
 
 
+def _traced_past(spec: TensorSpec) -> torch.Tensor:
+    sizes = [TRACED_PAST if isinstance(size, Axis) else size for size in spec.shape]
+    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+
+
 def export_decoder(module: torch.nn.Module, model: Model, opset: int) -> ir.Model:
     """Trace `module`, a copy that is changed here, with the inputs and outputs of `file_model(model)`."""
     decoder = model.decoder
@@ -131,7 +185,7 @@ def export_decoder(module: torch.nn.Module, model: Model, opset: int) -> ir.Mode
         torch.ones(1, TRACED_TOKENS, dtype=torch.int64),
         torch.ones(1, total, dtype=torch.int64),
         torch.arange(TRACED_PAST, total)[None],
-        *(torch.zeros(1, layer.kv_heads, TRACED_PAST, layer.head_dim) for layer in decoder.layers for _ in range(2)),
+        *(_traced_past(spec) for spec in cache_specs(decoder)[0]),
     )
     dynamic = torch.export.Dim.DYNAMIC
     caches = tuple({2: dynamic} for _ in range(2 * len(decoder.layers)))

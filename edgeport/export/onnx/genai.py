@@ -16,12 +16,13 @@ from edgeport.model.types import Model
 GENAI_CONFIG = "genai_config.json"
 
 
-def genai_config(model: Model, filename: str, stop: Collection[int]) -> str | None:
+def genai_config(model: Model, filename: str, stop: Collection[int], *, grows: bool = False) -> str | None:
     """The config's text; None for layers of different widths, which onnxruntime-genai does not know.
 
     Args:
         filename: of the ONNX file, in the config's folder: one outside of it is refused there.
         stop: tokens that end a text.
+        grows: the cache comes out of each call longer, not written in place.
 
     Raises:
         BadInputError: the model has no cache.
@@ -67,7 +68,7 @@ def genai_config(model: Model, filename: str, stop: Collection[int]) -> str | No
         "search": {
             "do_sample": False,
             "max_length": decoder.context,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": not grows,
             "num_beams": 1,
             "temperature": 1.0,
             "top_k": 1,

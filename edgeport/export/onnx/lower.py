@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.onnx.attention import write_attention
 from edgeport.export.onnx.canonical import canonicalize
-from edgeport.export.onnx.decoder import file_model
+from edgeport.export.onnx.decoder import cache_specs, file_model, spec_bytes, windows_of
 from edgeport.export.onnx.finish import file_specs, finish, fuse, store_float16
 from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
 from edgeport.export.onnx.projections import initializer_names, join_projections
 from edgeport.export.onnx.save import FILE, save
+from edgeport.export.onnx.standard import write_standard_attention
 from edgeport.export.onnx.trace import trace
 from edgeport.model.types import Model
 from edgeport.target import Target
@@ -52,13 +54,17 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     options = target.onnxruntime
     if options is None:
         raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
+    standard = options.attention == "standard" and model.decoder is not None
+    if standard and model.decoder is not None:
+        model = replace(model, decoder=replace(model.decoder, forgets=False))
     program = trace(model, settings, options.opset)
     unused = canonicalize(program, list(model.quantized))
     decoder = model.decoder
     if decoder is not None:
-        write_attention(program)
+        (write_standard_attention if standard else write_attention)(program, decoder)
         model = file_model(model)
-    fuse(program, decoder=decoder is not None)
+    if not standard:
+        fuse(program, decoder=decoder is not None)
     floats = list(program.graph.initializers)
     stored = write_weights(program, model.quantized, model.activations, model.ranges)
     stored = join_projections(program, stored)
@@ -70,6 +76,12 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         facts["unused_weights"] = unused
     if halves:
         facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
+    if standard:
+        facts["attention"] = "standard"
+    if decoder is not None:
+        facts["cache_bytes"] = sum(spec_bytes(spec) for spec in cache_specs(decoder)[0])
+        if windows := windows_of(decoder):
+            facts["windows"] = windows
     if settings.ort_format:
         facts["ort_format"] = write_ort_format(program, initializer_names(stored), out)
     return Artifact(

@@ -298,6 +298,7 @@
     const m = e.memory;
     if (!m) {
       target.append(el("p", { class: "notice plain" }, "Memory was not measured. " + (e.memory_absent || "")));
+      drawMemoryPlan(target, e);
       return;
     }
     const most = Math.max(m.peak_rss_mb, m.baseline_peak_rss_mb || 0);
@@ -306,7 +307,22 @@
       el("figure", { class: "chart" },
         row("This file", bar(m.peak_rss_mb / most, "bar-this"), mb(m.peak_rss_mb)),
         present(m.baseline_peak_rss_mb) ? row("fp32, same runtime", bar(m.baseline_peak_rss_mb / most, "bar-base"), mb(m.baseline_peak_rss_mb)) : null,
-        el("figcaption", {}, `Of which the runtime alone: ${mb(m.runtime_rss_mb)}. Loading took ${ms(m.load_ms)}, the first call ${ms(m.first_run_ms)}.`)));
+        el("figcaption", {}, `Of which the runtime alone: ${mb(m.runtime_rss_mb)}. Loading took ${ms(m.load_ms)}, the first call ${ms(m.first_run_ms)}.` +
+          (m.tokens ? ` It read ${m.tokens} tokens, as many as the cache holds.` : ""))));
+    drawMemoryPlan(target, e);
+  }
+  function drawMemoryPlan(target, e) {
+    const p = e.memory_plan;
+    if (!p) return;
+    const m = e.memory;
+    const rows = [["Weights", bytes(p.weights_bytes)]];
+    if (p.context) rows.push([`Keys and values of ${p.context} tokens`, bytes(p.cache_bytes)]);
+    rows.push(["Activations", present(p.activations_bytes) ? `${bytes(p.activations_bytes)} (${p.activations_from})` : "unknown"],
+      ["While loading", `${bytes(p.loading_bytes)} (estimate)`],
+      ["Planned together", bytes(p.total_bytes) + (p.ram_bytes ? ` of the device's ${bytes(p.ram_bytes)}` : "")]);
+    if (m) rows.push(["Measured beside the runtime", bytes((m.peak_rss_mb - m.runtime_rss_mb) * 1e6)]);
+    target.append(el("h3", {}, "Memory on the device, as planned"),
+      el("dl", { class: "facts" }, rows.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)])));
   }
 
   function drawMachine(e) {
