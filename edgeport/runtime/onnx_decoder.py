@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact
 
 PAST, PRESENT = "past_key_values.", "present."
+STATES = ".encoder."
+"""In the names of an encoder's keys and values."""
 MASK, POSITIONS = "attention_mask", "position_ids"
 
 
@@ -38,7 +40,7 @@ class OnnxRuntimeTokens:
         self._ones = np.ones((1, self.context), np.int64)
         self._binding.bind_output(LOGITS)  # the first one bound is the first of get_outputs
         for spec in artifact.inputs:
-            if spec.name.startswith(PAST):
+            if spec.name.startswith(PAST) and STATES not in spec.name:
                 heads, width = spec.fixed_shape()[1], spec.fixed_shape()[3]
                 zeros = np.zeros((1, heads, self.context, width), np.dtype(spec.dtype))
                 buffer = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)

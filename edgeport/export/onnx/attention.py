@@ -20,6 +20,11 @@ from edgeport.export.onnx.graph import MICROSOFT, Writer, answer_for
 from edgeport.export.onnx.trace import PLACEHOLDERS
 
 
+OPERATORS = ("GroupQueryAttention", "MultiHeadAttention")
+BIAS, ATTENTION_BIAS = 6, 10
+"""Place of what is added to the scores, in the placeholder and in the operator."""
+
+
 def _made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and is_operator(node, op_type, domain) else None
@@ -97,6 +102,7 @@ def _rotated(x: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
 
 def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     query, key, value, *past = [x for x in node.inputs if x is not None][:5]
+    bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
     (straight_query, tables), (straight_key, others) = _rotated(query), _rotated(key)
     inside = tables is not None and tables == others
     if inside:
@@ -105,6 +111,8 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     inputs += [*past, *lengths.values(node)]
     if inside and tables is not None:
         inputs += [_half_table(writer, table) for table in tables]
+    if bias is not None:
+        inputs += [None] * (ATTENTION_BIAS - len(inputs)) + [bias]
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
     answer, present_key, present_value = writer.node(
@@ -116,7 +124,19 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     writer.graph.remove(node, safe=True)
 
 
-def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value) -> None:
+def _write_cross_attention(writer: Writer, node: ir.Node) -> None:
+    """Attention to states whose keys and values (1, heads, T, width) were computed before: MultiHeadAttention."""
+    query, key, value = node.inputs
+    assert query is not None
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes.pop("version", None)
+    inputs: list[ir.Value | None] = [_flat(writer, node, query), key, value]
+    (answer,) = writer.node(node, "MultiHeadAttention", inputs, domain=MICROSOFT, **attributes)
+    (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
+    writer.replace(node, apart)
+
+
+def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value | None) -> None:
     tables = _tables(node)
     assert tables is not None, "rotations are only marked where their tables are"
     halves = [_half_table(writer, table) for table in tables]
@@ -139,10 +159,12 @@ def write_attention(program: ir.Model) -> None:
     graph.opset_imports.setdefault(MICROSOFT, 1)
     writer = Writer(graph)
     lengths = _Lengths(writer, graph)
-    positions = next(value for value in graph.inputs if value.name == POSITIONS)
+    positions = next((value for value in graph.inputs if value.name == POSITIONS), None)
     for node in list(graph):
         if is_operator(node, "CachedAttention", PLACEHOLDERS):
             _write_attention(writer, lengths, node)
+        elif is_operator(node, "CrossAttention", PLACEHOLDERS):
+            _write_cross_attention(writer, node)
     RemoveUnusedNodesPass()(program)
     for node in list(graph):
         if is_operator(node, "Rotary", PLACEHOLDERS):
@@ -152,8 +174,8 @@ def write_attention(program: ir.Model) -> None:
         if is_operator(node, "Table", PLACEHOLDERS):
             (rows,) = writer.node(node, "Gather", [node.inputs[0], node.inputs[1]], axis=0)
             writer.replace(node, rows)
-        elif is_operator(node, "Reshape") and _made_by(node.inputs[0], "GroupQueryAttention", MICROSOFT):
+        elif is_operator(node, "Reshape") and any(_made_by(node.inputs[0], kind, MICROSOFT) for kind in OPERATORS):
             _join(writer, node)
     RemoveUnusedNodesPass()(program)
-    if not positions.uses():
+    if positions is not None and not positions.uses():
         graph.inputs.remove(positions)

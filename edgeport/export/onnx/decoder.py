@@ -75,16 +75,8 @@ class _Decoder(torch.nn.Module):
         present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def attend(call: Call) -> torch.Tensor:
-            batch, _, length, width = call.query.shape
-            held = (batch, call.layer.kv_heads, mask.shape[1], width)
-            answer, key, value = torch.onnx.ops.symbolic_multi_out(
-                f"{PLACEHOLDERS}::CachedAttention",
-                (call.query, call.key, call.value, past[2 * call.index], past[2 * call.index + 1], mask),
-                _attributes(call),
-                dtypes=(call.query.dtype,) * 3,
-                shapes=((batch, length, call.layer.heads, width), held, held),
-                version=1,
-            )
+            pair = past[2 * call.index], past[2 * call.index + 1]
+            answer, key, value = cached_attention(call, pair, mask)
             present[call.index] = (key, value)
             return answer
 
@@ -93,6 +85,28 @@ class _Decoder(torch.nn.Module):
                 input_ids=ids, position_ids=positions, past_key_values=StepCache(), use_cache=True, logits_to_keep=1
             )
         return (result.logits, *(tensor for index in sorted(present) for tensor in present[index]))
+
+
+def cached_attention(
+    call: Call, past: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The placeholder of one layer's attention: what it answers, (1, S, heads, head_dim), and the cache after it.
+
+    Args:
+        bias: (1, heads, S, T), added to the scores.
+    """
+    batch, _, length, width = call.query.shape
+    held = (batch, call.layer.kv_heads, mask.shape[1], width)
+    added = () if bias is None else (bias,)
+    answer, key, value = torch.onnx.ops.symbolic_multi_out(
+        f"{PLACEHOLDERS}::CachedAttention",
+        (call.query, call.key, call.value, *past, mask, *added),
+        _attributes(call),
+        dtypes=(call.query.dtype,) * 3,
+        shapes=((batch, length, call.layer.heads, width), held, held),
+        version=1,
+    )
+    return answer, key, value
 
 
 def _attributes(call: Call) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeport.errors import BadInputError
-from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.artifact import Artifact, EncoderPart, LoweringSettings
 from edgeport.export.onnx.attention import write_attention
 from edgeport.export.onnx.canonical import canonicalize
 from edgeport.export.onnx.decoder import file_model
@@ -19,7 +20,7 @@ from edgeport.export.onnx.native import write_weights
 from edgeport.export.onnx.ort_format import write_ort_format
 from edgeport.export.onnx.projections import initializer_names, join_projections
 from edgeport.export.onnx.save import FILE, save
-from edgeport.export.onnx.trace import trace
+from edgeport.export.onnx.trace import trace, trace_decoder
 from edgeport.model.types import Model
 from edgeport.target import Target
 
@@ -42,6 +43,8 @@ def _facts(program: ir.Model, settings: LoweringSettings) -> dict[str, Any]:
 def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -> Artifact:
     """Write `model.onnx` (and `model.ort` when asked) into the existing empty folder `out`.
 
+    An encoder-decoder with a cache becomes two files, `encoder.onnx` and `decoder.onnx`.
+
     The file's inputs and outputs have the model's names and stay float32 whatever the precision. With
     dynamic shapes each `Axis` is a symbolic dimension of its name; with fixed shapes it has its example size.
 
@@ -52,34 +55,73 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     options = target.onnxruntime
     if options is None:
         raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
+    if model.decoder is not None and model.decoder.cross:
+        return _lower_both(model, settings, options.opset, out)
     program = trace(model, settings, options.opset)
-    unused = canonicalize(program, list(model.quantized))
-    decoder = model.decoder
-    if decoder is not None:
+    files = model if model.decoder is None else file_model(model)
+    return _write(program, files, settings, out, FILE, cached=model.decoder is not None)
+
+
+def _lower_both(model: Model, settings: LoweringSettings, opset: int, out: Path) -> Artifact:
+    """An encoder and its decoder as two files."""
+    from edgeport.export.onnx import encoder_decoder as both
+
+    files = both.encoder_file(model)
+    program = trace_decoder(model, files, both.export_encoder, opset)
+    encoder = _write(program, files, settings, out, both.ENCODER_FILE, cached=False)
+    files = both.decoder_file(model)
+    program = trace_decoder(model, files, both.export_decoder, opset)
+    decoder = _write(program, files, settings, out, both.DECODER_FILE, cached=True)
+    places = {name: [place] for name, place in decoder.weights.items()}
+    for name, place in encoder.weights.items():
+        places.setdefault(name, []).append(f"{both.ENCODER_FILE}:{place}")
+    facts = {**decoder.facts, "encoder": encoder.facts}
+    facts.pop("unused_weights", None)
+    if unused := sorted(set(model.quantized) - set(places)):
+        facts["unused_weights"] = unused
+    assert model.decoder is not None
+    return replace(
+        decoder,
+        weights={name: " + ".join(places[name]) for name in model.quantized if name in places},
+        facts=facts,
+        encoder=EncoderPart(encoder.entry, encoder.inputs, encoder.outputs, model.decoder.start),
+    )
+
+
+def _write(
+    program: ir.Model, files: Model, settings: LoweringSettings, out: Path, file_name: str, *, cached: bool
+) -> Artifact:
+    """Write a traced graph as one file.
+
+    Args:
+        files: the model with the inputs and outputs that the file has.
+        cached: the graph is a decoder with a cache.
+    """
+    unused = canonicalize(program, list(files.quantized))
+    if cached:
         write_attention(program)
-        model = file_model(model)
-    fuse(program, decoder=decoder is not None)
+    fuse(program, decoder=cached)
     floats = list(program.graph.initializers)
-    stored = write_weights(program, model.quantized, model.activations, model.ranges)
+    stored = write_weights(program, files.quantized, files.activations, files.ranges)
     stored = join_projections(program, stored)
     halves = store_float16(program, floats) if settings.precision == "fp16" else 0
-    finish(program, model)
-    save(program, out)
+    finish(program, files)
+    save(program, out, file_name)
     facts = _facts(program, settings)
     if unused:
         facts["unused_weights"] = unused
     if halves:
         facts["arithmetic"] = "float32; weights are stored in float16 and widened when the file is loaded"
     if settings.ort_format:
-        facts["ort_format"] = write_ort_format(program, initializer_names(stored), out)
+        facts["ort_format"] = write_ort_format(program, initializer_names(stored), out, file_name)
     return Artifact(
         runtime="onnxruntime",
         delegate="cpu",
         root=out,
-        entry=FILE,
-        inputs=file_specs(list(program.graph.inputs), model.inputs),
-        outputs=file_specs(list(program.graph.outputs), model.outputs),
+        entry=file_name,
+        inputs=file_specs(list(program.graph.inputs), files.inputs),
+        outputs=file_specs(list(program.graph.outputs), files.outputs),
         weights=stored,
         facts=facts,
-        context=None if model.decoder is None else model.decoder.context,
+        context=files.decoder.context if cached and files.decoder is not None else None,
     )
