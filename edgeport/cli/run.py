@@ -1,8 +1,9 @@
-"""`edgeport run BUNDLE PROMPT`: what a bundle's language model answers, from its file and its cache."""
+"""`edgeport run BUNDLE PROMPT`: what a bundle's language model answers or writes down, from its file and its cache."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,14 @@ import typer
 from edgeport.cli.options import AsJson, Debug, Verbose
 
 if TYPE_CHECKING:
-    from edgeport.runtime.conversation import Conversation
-    from edgeport.runtime.generate import Generation
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from edgeport.model.types import TensorSpec
+    from edgeport.runtime.conversation import Conversation, Texts
+    from edgeport.runtime.decoder import EncodedTokens
+    from edgeport.runtime.generate import Generation, Sampling
 
 MostTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token always (greedy).")]
@@ -34,6 +41,7 @@ def open_conversation(
         BadInputError: the folder is no bundle, was changed, or holds no language model with a cache.
     """
     from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.errors import BadInputError
     from edgeport.runtime.conversation import Conversation, open_texts
     from edgeport.runtime.generate import Sampling
     from edgeport.runtime.session import open_tokens
@@ -41,12 +49,117 @@ def open_conversation(
     sampling = Sampling(temperature, top_k, top_p, seed)
     found = read_bundle(bundle)
     verify_files(found)
+    if found.artifact.encoder is not None:
+        raise BadInputError(
+            "The model writes one text for one input: it holds no conversation.",
+            where=bundle,
+            next_step="`edgeport run` runs it.",
+        )
     tokens = open_tokens(found.artifact, threads=threads)
     return Conversation(tokens, open_texts(bundle / found.manifest.assets), sampling)
 
 
+@dataclass(frozen=True)
+class Transcriber:
+    """A bundle's encoder-decoder, ready to write.
+
+    Attributes:
+        speech: it takes recordings, not texts.
+        given: the checkpoint's settings.
+    """
+
+    tokens: EncodedTokens
+    texts: Texts
+    start: tuple[int, ...]
+    spec: TensorSpec
+    speech: bool
+    given: Mapping[str, Any]
+    sampling: Sampling
+
+    def answer(
+        self, text: str | None, audio: Path | None, language: str | None, most: int, show: Callable[[str], None]
+    ) -> Generation:
+        """Write a text for another, or for a recording.
+
+        Raises:
+            BadInputError: the model takes the other of the two, or the input does not fit it.
+        """
+        from edgeport.errors import BadInputError
+        from edgeport.runtime.transcript import speech_start, write
+
+        start = list(self.start)
+        if self.speech:
+            if audio is None or text is not None:
+                raise BadInputError("The model writes recordings down.", where="PROMPT", allowed="--audio FILE.wav")
+            source = speech_features(audio, self.spec)
+            start = speech_start(self.start, self.texts, self.given, language)
+        else:
+            if text is None or audio is not None or language is not None:
+                raise BadInputError("The model answers texts.", where="--audio", allowed="a PROMPT, and no recording")
+            source = self.texts.ids(text)[None]
+        return write(self.tokens, self.texts, source, start, most, show, sampling=self.sampling, given=self.given)
+
+
+def speech_features(path: Path, spec: TensorSpec) -> np.ndarray:
+    """A recording as Whisper's encoder takes it, float32 (1, bins, frames).
+
+    Raises:
+        BadInputError: it can't be read, or is longer than what the encoder takes.
+    """
+    from edgeport.data.audio import HOP, RATE, read_recording, whisper_features
+    from edgeport.errors import BadInputError
+
+    if not path.is_file():
+        raise BadInputError("There is no such recording.", where=path)
+    _, bins, frames = spec.fixed_shape()
+    samples = read_recording(path)
+    if len(samples) > frames * HOP:
+        raise BadInputError(
+            f"The recording has {len(samples) / RATE:.1f} s; the model reads {frames * HOP / RATE:g} s at once.",
+            where=path,
+            next_step="Cut it into pieces, at pauses.",
+        )
+    return whisper_features(samples, bins=bins, frames=frames)[None]
+
+
+def open_transcriber(
+    bundle: Path, *, temperature: float, top_k: int | None, top_p: float | None, seed: int, threads: int
+) -> Transcriber:
+    """Check a bundle's files and load its encoder-decoder and tokenizer.
+
+    Raises:
+        BadInputError: the folder is no bundle, was changed, or holds no encoder-decoder with a cache.
+    """
+    from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.runtime.conversation import open_texts
+    from edgeport.runtime.generate import Sampling
+    from edgeport.runtime.session import open_encoded
+    from edgeport.runtime.transcript import settings
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    found = read_bundle(bundle)
+    verify_files(found)
+    tokens = open_encoded(found.artifact, threads=threads)
+    encoder = found.artifact.encoder
+    assert encoder is not None
+    assets = bundle / found.manifest.assets
+    return Transcriber(
+        tokens,
+        open_texts(assets),
+        encoder.start,
+        encoder.inputs[0],
+        found.manifest.modality == "audio",
+        settings(assets),
+        sampling,
+    )
+
+
 def speed(record: Generation) -> str:
     """How fast it went, in words."""
+    if record.encoder_seconds:
+        words = f"{record.encoder_seconds + record.first_seconds:.2f} s to the first token"
+        words += f", {record.encoder_seconds:.2f} s of it the encoder; {len(record.ids)} new tokens"
+        return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
     words = f"{record.prompt} prompt tokens, {record.prefill_rate:.0f}/s; {len(record.ids)} new tokens"
     return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
 
@@ -60,7 +173,7 @@ def document(record: Generation, text: str, runtime: str) -> dict[str, Any]:
         "prompt_tokens": record.prompt,
         "new_tokens": len(record.ids),
         "ids": record.ids,
-        "time_to_first_token_s": record.first_seconds,
+        "time_to_first_token_s": record.encoder_seconds + record.first_seconds,
         "prefill_tokens_per_s": record.prefill_rate,
         "decode_tokens_per_s": record.decode_rate,
     }
@@ -73,7 +186,13 @@ def _write(piece: str) -> None:
 
 def run(
     bundle: BundleFolder,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="What to say; - reads it from stdin.", show_default=False)
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="A recording to write down: WAV, 16 kHz, mono, 16 bits.", show_default=False)
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Of the recording, such as de.", show_default="en")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     most: MostTokens = 128,
     temperature: Temperature = 0.0,
@@ -85,7 +204,7 @@ def run(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Let a bundle's language model answer, and stream the answer.
+    """Let a bundle's language model answer, or write a recording down, and stream the text.
 
     \b
     Examples:
@@ -93,24 +212,33 @@ def run(
       edgeport run out/smollm2 "Once upon a time" --raw --max-new-tokens 64
       edgeport run out/smollm2 "Tell me a story." --temperature 0.7 --top-p 0.9 --seed 1
       edgeport run out/smollm2 - --json < prompt.txt
+      edgeport run out/whisper --audio speech.wav
 
     It ends at the model's stop token, after --max-new-tokens, or when the cache is full; the line on stderr says
     which. A reference evaluator (Core ML) answers slowly, and its speed says nothing about a device.
     """
+    from edgeport.bundle.read import read_bundle
     from edgeport.cli.console import answer, working
+    from edgeport.errors import BadInputError
 
+    pieces: list[str] = []
+    show = pieces.append if as_json else _write
+    draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("load", str(bundle))
-        conversation = open_conversation(
-            bundle, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, threads=threads
-        )
+        encodes = read_bundle(bundle).artifact.encoder is not None
+        model = (open_transcriber if encodes else open_conversation)(bundle, threads=threads, **draws)
     text = sys.stdin.read() if prompt == "-" else prompt
-    chats = conversation.texts.chats and not raw
-    ids = conversation.texts.chat_ids([{"role": "user", "content": text}]) if chats else conversation.texts.ids(text)
-    pieces: list[str] = []
-    record = conversation.answer(ids, most, pieces.append if as_json else _write)
+    if isinstance(model, Transcriber):
+        record = model.answer(text, audio, language, most, show)
+    elif text is None or audio is not None or language is not None:
+        raise BadInputError("The model continues texts.", where=bundle, allowed="a PROMPT, and no recording")
+    else:
+        chats = model.texts.chats and not raw
+        ids = model.texts.chat_ids([{"role": "user", "content": text}]) if chats else model.texts.ids(text)
+        record = model.answer(ids, most, show)
     if as_json:
-        answer(document(record, "".join(pieces), conversation.tokens.name), as_json, lambda _console: None)
+        answer(document(record, "".join(pieces), model.tokens.name), as_json, lambda _console: None)
         return
     print()
     why = {"stop": "", "length": ", cut at --max-new-tokens", "context": ", the cache is full", None: ""}[record.finish]

@@ -10,7 +10,7 @@ distance, looked up at the model's own module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -190,8 +190,9 @@ def with_encoder(model: Model, context: int | None = None) -> Model:
     vocabulary = int(model.outputs[0].fixed_shape()[-1])
     length = min(axis.example, held)
     scored = Axis("scored", 1, min(SCORED, held), min(SCORED, length))
-    begin = getattr(module.generation_config, "decoder_start_token_id", None)
-    begin = module.config.decoder_start_token_id if begin is None else begin
+    settings = module.generation_config
+    begin = settings.decoder_start_token_id
+    start = (module.config.decoder_start_token_id if begin is None else begin, settings.forced_bos_token_id)
     return replace(
         model,
         task=model.task.removesuffix(CACHED_SUFFIX) + CACHED_SUFFIX,
@@ -204,7 +205,7 @@ def with_encoder(model: Model, context: int | None = None) -> Model:
             vocabulary,
             cross=cross,
             states=None if varies else states,
-            start=() if begin is None else (int(begin),),
+            start=tuple(int(token) for token in start if token is not None),
         ),
     )
 
@@ -252,9 +253,3 @@ def bias_tables(module: Any, decoder: Decoder) -> list[torch.Tensor | None]:
             raise BadInputError("The model adds something to its scores that does not follow from tokens' distance.")
         tables.append(next((other for other in tables if other is not None and torch.equal(other, table)), table))
     return tables
-
-
-def split_inputs(inputs: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """The encoder's input: its name and value; and the tokens written."""
-    (name,) = (name for name in inputs if name != TARGET_IDS)
-    return name, inputs[name], inputs[TARGET_IDS]

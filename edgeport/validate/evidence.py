@@ -280,6 +280,7 @@ class Generation(Strict):
         cache_bytes_per_token: that one token takes in it.
         long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
         rates: at several lengths; empty in a reference evaluator.
+        encoder_ms: wall time of the encoder, which runs before the first token and is in no rate; absent without one.
     """
 
     context: int
@@ -288,6 +289,7 @@ class Generation(Strict):
     long_cosine: float
     long_kl: float
     rates: tuple[GenerationRate, ...] = ()
+    encoder_ms: float | None = None
 
 
 class Measurements(Strict):

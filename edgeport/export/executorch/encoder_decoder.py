@@ -1,12 +1,13 @@
 """Trace an encoder-decoder for ExecuTorch: one program with two methods, as its own runner loads it.
 
-    encoder(source) -> states (1, T, width)
+    encoder(source) -> states (1, T, W)
     text_decoder(tokens (1, S) int64, states, input_pos (1,) int64) -> logits (1, V) of the last token
 
-That is what ExecuTorch's runner for speech calls (extension/asr/runner/seq2seq_runner.cpp), which hands the states in
-at every token. The decoder reads them at the first one: it multiplies keys and values out of T states where `input_pos`
-is 0 and out of one state otherwise, and writes them in buffers (1, T, heads, head_dim). Writing the first state's anew
-at every token changes nothing and costs a thousandth of them; a branch would cut the program into pieces.
+That is what ExecuTorch's runner for speech calls (extension/asr/runner/seq2seq_runner.cpp), which hands the one tensor
+that the encoder gave in at every token. Here it holds, of each of the T states, the keys and values of all layers side
+by side, W numbers. The decoder copies them into buffers (1, T, heads, head_dim): all where `input_pos` is 0, else those
+of the first state once more, which changes nothing and costs next to nothing; a branch would cut the program into
+pieces. Inputs are read where they lie: a copy of the states at every token would cost more than the token.
 
 Keys and values of the text lie in buffers as in `decoder.py`. Attention is `llama::custom_sdpa` over either, with as
 many new tokens as there are states at most. What T5 adds to scores differs from head to head, which custom_sdpa's mask
@@ -55,8 +56,9 @@ def decoder_specs(model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpe
 
 
 def _states(model: Model) -> TensorSpec:
-    states, module = most_states(model), model.module
-    width = int(getattr(module.config, "d_model", module.config.hidden_size))  # type: ignore[union-attr, arg-type]
+    states, decoder = most_states(model), model.decoder
+    assert decoder is not None
+    width = sum(2 * layer.kv_heads * layer.head_dim for layer in decoder.cross)
     return TensorSpec(STATES, "float32", (1, states if states.varies else states.example, width))
 
 
@@ -87,8 +89,9 @@ class _Encoder(torch.nn.Module):
         self.model, self.name = module, name
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
-        """The states."""
-        return encode(self.model, self.name, source)
+        """Keys and values of the states, layer by layer, (1, T, W)."""
+        pairs = cross_pairs(self.model, encode(self.model, self.name, source))
+        return torch.cat([tensor.transpose(1, 2).flatten(2) for pair in pairs for tensor in pair], -1)
 
 
 def _check(holds: Any) -> None:
@@ -104,8 +107,8 @@ class _Decoder(torch.nn.Module):
         assert decoder is not None
         self.model, self.decoder, self.most = module, decoder, most_states(model).maximum
         self.biased = [table is not None for table in tables]
-        self.widths = [int(module.get_input_embeddings().weight.shape[1])]
-        self.register_buffer("average", averaging_row(self.widths[0]))
+        self.width = int(module.get_output_embeddings().weight.shape[1])
+        self.register_buffer("average", averaging_row(self.width))
         for index, (layer, cross, table) in enumerate(zip(decoder.layers, decoder.cross, tables, strict=True)):
             for name, length, each in (("own", decoder.context, layer), ("cross", self.most, cross)):
                 for part in ("keys", "values"):
@@ -119,10 +122,13 @@ class _Decoder(torch.nn.Module):
         count = (1 + (start == 0).to(torch.int64) * (states.shape[1] - 1)).item()
         _check(count >= 1)
         _check(count <= states.shape[1])
-        for index, pair in enumerate(cross_pairs(self.model, states.narrow(1, 0, count))):
-            for part, tensor in zip(("keys", "values"), pair, strict=True):
-                buffer = self.get_buffer(f"cross_{part}_{index}")
-                torch.ops.llama.update_cache(tensor.transpose(1, 2), buffer, 0)
+        rows, at = states.narrow(1, 0, count), 0
+        for index, layer in enumerate(self.decoder.cross):
+            width = layer.kv_heads * layer.head_dim
+            for part in ("keys", "values"):
+                new = rows[..., at : at + width].reshape(1, count, layer.kv_heads, layer.head_dim)
+                torch.ops.llama.update_cache(new, self.get_buffer(f"cross_{part}_{index}"), 0)
+                at += width
 
     def forward(self, tokens: torch.Tensor, states: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         """See the module's docstring for the shapes."""
@@ -162,15 +168,12 @@ class _Decoder(torch.nn.Module):
             near = (cache.narrow(1, 0, length) for cache in (keys, values))
             return _biased(call.layer, query, *near, added.permute(2, 0, 1) + hidden)
 
-        averages = {width: self.average for width in self.widths}
-        with means_as_products(averages):
+        with means_as_products({self.width: self.get_buffer("average")}):
             self._read_states(states, input_pos[0])
-            given = [(key.transpose(1, 2),) * 2 for key in self._cross_keys()]
+            # Attention reads the buffers themselves.
+            given = [(self.get_buffer(f"cross_keys_{i}").transpose(1, 2),) * 2 for i in range(len(self.decoder.cross))]
             with attending(self.model, attend), last_token_scored(self.model):
                 return decode(self.model, tokens, position, given)[:, -1]
-
-    def _cross_keys(self) -> list[torch.Tensor]:
-        return [self.get_buffer(f"cross_keys_{index}") for index in range(len(self.decoder.cross))]
 
 
 def _biased(
@@ -225,5 +228,3 @@ def export_both(model: Model) -> dict[str, torch.export.ExportedProgram]:
         written_gelu(program)
         programs[name] = program
     return programs
-
-

@@ -128,6 +128,7 @@ def _lower_programs(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes, get_xnnpack_edge_compile_config
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
 
     try:
@@ -143,7 +144,9 @@ def _lower_programs(
                 constant_methods=dict(constants) or None,
             )
             delegation = _delegation(edge, programs)
-            return edge.to_executorch(ExecutorchBackendConfig()), delegation
+            # Of several methods one reads what another gave, which is large: where it lies, not a copy.
+            plan = MemoryPlanningPass(alloc_graph_input=len(programs) == 1)
+            return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan)), delegation
     except Exception as error:
         raise TargetRefusesError(
             f"ExecuTorch can't lower the model: {first_line(error)}",
@@ -259,9 +262,7 @@ def _delegation(edge: Any, methods: Iterable[str]) -> dict[str, Any]:
         program = edge.exported_program(method).graph_module
         found = get_delegates(program.graph)
         delegates += len(found)
-        inside += sum(
-            counted(getattr(program, str(node.target)).original_module.graph.nodes).total() for node in found
-        )
+        inside += sum(counted(getattr(program, str(node.target)).original_module.graph.nodes).total() for node in found)
         outside += counted(get_non_lowered_nodes(program.graph))
     return {
         "delegates": delegates,

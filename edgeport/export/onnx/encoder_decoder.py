@@ -153,7 +153,9 @@ def _cross_attention(call: Call) -> torch.Tensor:
     return answer
 
 
-def _export(module: torch.nn.Module, example: tuple[torch.Tensor, ...], names: Model, shapes: Any, opset: int) -> ir.Model:
+def _export(
+    module: torch.nn.Module, example: tuple[torch.Tensor, ...], names: Model, shapes: Any, opset: int
+) -> ir.Model:
     with torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -190,9 +192,7 @@ def export_decoder(module: torch.nn.Module, model: Model, opset: int) -> ir.Mode
     length = TRACED_STATES if states.varies else states.example
     past = [torch.zeros(1, layer.kv_heads, TRACED_PAST, layer.head_dim) for layer in _twice(decoder.layers)]
     cross = [torch.zeros(1, layer.kv_heads, length, layer.head_dim) for layer in _twice(decoder.cross)]
-    ids, mask = (
-        torch.ones(1, size, dtype=torch.int64) for size in (TRACED_TOKENS, TRACED_PAST + TRACED_TOKENS)
-    )
+    ids, mask = (torch.ones(1, size, dtype=torch.int64) for size in (TRACED_TOKENS, TRACED_PAST + TRACED_TOKENS))
     shapes = [{2: dynamic}] * len(past) + [{2: dynamic} if states.varies else {}] * len(cross)
     wrapped = _Decoder(module, decoder, bias_tables(model.module, decoder))
     example = (ids, mask, *past, *cross)

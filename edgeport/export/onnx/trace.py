@@ -225,7 +225,9 @@ def _select_outputs(graph: ir.Graph, model: Model) -> None:
     graph.outputs.extend(chosen)
 
 
-def trace_decoder(model: Model, files: Model, export: Callable[[torch.nn.Module, Model, int], ir.Model], opset: int) -> ir.Model:
+def trace_decoder(
+    model: Model, files: Model, export: Callable[[torch.nn.Module, Model, int], ir.Model], opset: int
+) -> ir.Model:
     """Export a model with a cache by `export(marked module, model, opset)`.
 
     Args:

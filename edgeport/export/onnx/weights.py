@@ -226,5 +226,7 @@ def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
     for path, stored in places.items():
         for parameter, weight in _read(path, stored).items():
             if digest(found.setdefault(parameter, weight)) != digest(weight):
-                raise BadInputError("The encoder's file and the decoder's hold two versions of a weight.", where=parameter)
+                raise BadInputError(
+                    "The encoder's file and the decoder's hold two versions of a weight.", where=parameter
+                )
     return {parameter: found[parameter] for parameter in artifact.weights}
