@@ -64,7 +64,7 @@ class TensorEntry(Strict):
 
 
 class EncoderEntry(Strict):
-    """What runs before a decoder with a cache (edgeport.export.artifact.EncoderPart); `entry` below the model's folder."""
+    """What runs before a decoder with a cache (edgeport.export.artifact.EncoderPart); `entry` is below `model/`."""
 
     entry: str
     inputs: tuple[TensorEntry, ...]

@@ -223,7 +223,7 @@ def run(
 
     pieces: list[str] = []
     show = pieces.append if as_json else _write
-    draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("load", str(bundle))
         encodes = read_bundle(bundle).artifact.encoder is not None

@@ -62,7 +62,8 @@ class Artifact:
         weights: for each compressed parameter, the name under which the file stores it.
         facts: what lowering did, for the report: opset, operators, delegated nodes, passes.
         context: tokens that a decoder's cache holds; None without a cache.
-        encoder: what runs before a decoder with a cache, of an encoder-decoder; `inputs` and `outputs` are the decoder's.
+        encoder: what runs before the decoder, of an encoder-decoder with a cache; `inputs` and `outputs` are then the
+            decoder's.
     """
 
     runtime: RuntimeName

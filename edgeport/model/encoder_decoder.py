@@ -90,7 +90,7 @@ def encode(module: Any, name: str, source: torch.Tensor) -> torch.Tensor:
 def _decode(module: Any, ids: torch.Tensor, states: torch.Tensor, cache: Any) -> torch.Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
-    outputs: Any = BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
+    outputs: Any = BaseModelOutput(last_hidden_state=states)
     result = module(encoder_outputs=outputs, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
     logits: torch.Tensor = result.logits
     return logits

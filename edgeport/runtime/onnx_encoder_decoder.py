@@ -1,4 +1,4 @@
-"""An encoder-decoder in ONNX Runtime: the encoder's keys and values stay where it wrote them, and the decoder reads them."""
+"""An encoder-decoder in ONNX Runtime: the decoder reads keys and values of the states where the encoder wrote them."""
 
 from __future__ import annotations
 

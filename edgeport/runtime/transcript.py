@@ -26,7 +26,7 @@ def settings(assets: Path) -> Mapping[str, Any]:
 
 
 def speech_start(start: tuple[int, ...], texts: Texts, given: Mapping[str, Any], language: str | None) -> list[int]:
-    """The tokens that a Whisper transcript begins with: start, language and task of a multilingual model, no timestamps.
+    """The tokens that a Whisper transcript begins with: start, language and task if it knows several, no timestamps.
 
     Args:
         start: the token that begins every text.
@@ -55,7 +55,7 @@ def write(
     most: int,
     show: Callable[[str], None],
     *,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling,
     given: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Encode a source and write a text for it, calling `show` with each piece.

@@ -75,7 +75,7 @@ def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> Generatio
 def _encoded(
     artifact: Artifact, samples: Sequence[Mapping[str, np.ndarray]], threads: int
 ) -> tuple[EncodedTokens, float]:
-    """An encoder-decoder that has encoded the first sample, and the milliseconds that took: the median of a few times."""
+    """An encoder-decoder that has encoded the first sample, and the milliseconds that took: the median of a few."""
     from edgeport.runtime.session import open_encoded
 
     tokens = open_encoded(artifact, threads=threads)

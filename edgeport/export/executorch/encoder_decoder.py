@@ -119,7 +119,7 @@ class _Decoder(torch.nn.Module):
 
     def _read_states(self, states: torch.Tensor, start: torch.Tensor) -> None:
         """Keys and values of the states into their buffers: of all at the first token, of one at every other."""
-        count = (1 + (start == 0).to(torch.int64) * (states.shape[1] - 1)).item()
+        count: Any = (1 + (start == 0).to(torch.int64) * (states.shape[1] - 1)).item()
         _check(count >= 1)
         _check(count <= states.shape[1])
         rows, at = states.narrow(1, 0, count), 0
@@ -165,8 +165,8 @@ class _Decoder(torch.nn.Module):
                 return plain
             length, distance, hidden = in_sight()
             added = torch.nn.functional.embedding(distance, self.get_buffer(f"bias_{call.index}"))
-            near = (cache.narrow(1, 0, length) for cache in (keys, values))
-            return _biased(call.layer, query, *near, added.permute(2, 0, 1) + hidden)
+            near_keys, near_values = (cache.narrow(1, 0, length) for cache in (keys, values))
+            return _biased(call.layer, query, near_keys, near_values, added.permute(2, 0, 1) + hidden)
 
         with means_as_products({self.width: self.get_buffer("average")}):
             self._read_states(states, input_pos[0])

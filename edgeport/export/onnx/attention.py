@@ -19,7 +19,6 @@ from edgeport.export.onnx.decoder import MASK, POSITIONS
 from edgeport.export.onnx.graph import MICROSOFT, Writer, answer_for
 from edgeport.export.onnx.trace import PLACEHOLDERS
 
-
 OPERATORS = ("GroupQueryAttention", "MultiHeadAttention")
 BIAS, ATTENTION_BIAS = 6, 10
 """Place of what is added to the scores, in the placeholder and in the operator."""
