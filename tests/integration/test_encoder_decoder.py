@@ -126,12 +126,13 @@ def start(model: Model) -> list[int]:
 
 def generated(model: Model, source: np.ndarray, count: int) -> list[int]:
     """What transformers' own `generate` writes, greedily; Whisper's class has a longer one of its own."""
+    ids = torch.tensor([start(model)])
     with torch.no_grad():
         answer = T.GenerationMixin.generate(
-            model.module, torch.from_numpy(source), decoder_input_ids=torch.tensor([start(model)]), max_new_tokens=count,
+            model.module, torch.from_numpy(source), decoder_input_ids=ids, max_new_tokens=count,
             do_sample=False, num_beams=1, use_cache=True, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
-    return [int(token) for token in answer[0, 1:]]
+    return [int(token) for token in answer[0, ids.shape[1] :]]
 
 
 @pytest.fixture(scope="module")
