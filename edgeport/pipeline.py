@@ -230,7 +230,8 @@ def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
     from edgeport.validate.tokenizer import replay, tokenizer_vectors
 
     assets = job.model.assets
-    if "tokenizer.json" not in assets:
+    # A speech model's tokenizer makes no tokens of texts.
+    if "tokenizer.json" not in assets or job.model.modality != "text":
         return ()
     with tempfile.TemporaryDirectory() as folder:
         original, shipped = Path(folder) / "original", Path(folder) / "shipped"

@@ -81,6 +81,20 @@ def is_encoder_decoder(model: Model) -> bool:
     return any(type(model.module).__name__ == kind.get(config.model_type) for kind in kinds)
 
 
+def look_positions_up(module: torch.nn.Module) -> None:
+    """Let Whisper's table of positions be read as an embedding, in place: it indexes its weight as no layer does."""
+    for layer in module.modules():
+        if type(layer).__name__.endswith("WhisperPositionalEmbedding"):
+            layer.forward = _looking_up(layer)
+
+
+def _looking_up(layer: Any) -> Any:
+    def forward(_ids: torch.Tensor, past_key_values_length: Any = 0, position_ids: Any = None) -> torch.Tensor:
+        return torch.nn.functional.embedding(position_ids, layer.weight)
+
+    return forward
+
+
 def encode(module: Any, name: str, source: torch.Tensor) -> torch.Tensor:
     """The encoder's states (1, T, width) of its input called `name`."""
     states: torch.Tensor = module.get_encoder()(**{name: source}).last_hidden_state

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as T
 
+from edgeport.bundle.read import read_bundle
 from edgeport.cli.main import main
 from edgeport.compress import apply_recipe
 from edgeport.errors import EXIT_BAD_INPUT, BadInputError
@@ -22,6 +23,7 @@ from edgeport.export.dispatch import lower, read_weights
 from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import for_generation
 from edgeport.model.encoder_decoder import bias_tables
+from edgeport.model.load import load_model
 from edgeport.model.types import SCORED, Model
 from edgeport.pipeline import ExportRequest, export
 from edgeport.quantized import digest
@@ -135,16 +137,55 @@ def generated(model: Model, source: np.ndarray, count: int) -> list[int]:
     return [int(token) for token in answer[0, ids.shape[1] :]]
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
-    model = for_generation(make("t5"), CONTEXT)
-    return model, lowered(model, ORT, tmp_path_factory.mktemp("t5"))
+def bundle_of(folder: Path, out: Path) -> Path:
+    request = ExportRequest(
+        str(folder), load_target(ORT), load_recipe("fp32"), out, samples=4, quick=True, context=CONTEXT
+    )
+    result = export(request)
+    assert [check.message for check in result.verdict.checks if not check.passed] == []
+    return out
+
+
+def speech_folder(folder: Path) -> Path:
+    """A Whisper of one second, with a tokenizer that has its special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    folder.mkdir()
+    ids = {"pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 256, "decoder_start_token_id": 257}
+    torch.manual_seed(0)
+    config = T.WhisperConfig(**{**WHISPER, "vocab_size": 262, **ids})
+    T.WhisperForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token_id": 256, "decoder_start_token_id": 257, "is_multilingual": True, "suppress_tokens": [7, 9]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
-    model = for_generation(make("whisper"), CONTEXT)
-    return model, lowered(model, ORT, tmp_path_factory.mktemp("whisper"))
+def t5_bundle(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of(tiny_model("t5"), tmp_path_factory.mktemp("t5") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def t5(t5_bundle: Path, tiny_model: Callable[[str], Path]) -> tuple[Model, Artifact]:
+    return for_generation(load_model(str(tiny_model("t5"))), CONTEXT), read_bundle(t5_bundle).artifact
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a checkpoint and its bundle."""
+    root = tmp_path_factory.mktemp("speech")
+    return speech_folder(root / "whisper"), bundle_of(root / "whisper", root / "bundle")
+
+
+@pytest.fixture(scope="module")
+def whisper(speech: tuple[Path, Path]) -> tuple[Model, Artifact]:
+    return for_generation(load_model(str(speech[0])), CONTEXT), read_bundle(speech[1]).artifact
 
 
 @pytest.fixture(scope="module", params=["t5", "whisper"])
@@ -190,7 +231,7 @@ def test_it_scores_through_its_cache_what_it_scores_without(both: tuple[Model, A
     for length, source_length in ((CONTEXT, 20), (3, 7), (40, 128)):
         wanted = TorchSession(model).run(call(model, length, source_length))["logits"]
         found = session.run(call(model, length, source_length))["logits"]
-        assert found.shape == (1, min(length, SCORED), VOCABULARY)
+        assert found.shape[:2] == (1, min(length, SCORED))
         assert error(found, wanted) < 3e-6
 
 
@@ -200,7 +241,8 @@ def test_greedy_generation_is_that_of_transformers(both: tuple[Model, Artifact])
     for source_length in (20, 9):
         source = sources(model, source_length)
         tokens.encode(source)
-        record, new = generate(tokens, np.array(start(model)), most=30)
+        never = model.module.generation_config.suppress_tokens or ()  # type: ignore[union-attr]
+        record, new = generate(tokens, np.array(start(model)), most=30, never=never)
         assert list(new) == generated(model, source, 30)
         assert record.finish == "length"
 
@@ -229,7 +271,7 @@ def test_a_stop_token_and_banned_tokens(whisper: tuple[Model, Artifact]) -> None
 
     def written(**more: Any) -> list[int]:
         tokens.encode(sources(model))
-        return list(generate(tokens, np.array([3]), most=8, **more)[1])
+        return list(generate(tokens, np.array(start(model)), most=8, **more)[1])
 
     plain = written()
     stop = next(token for token in plain if plain.index(token) > 0)
@@ -258,7 +300,9 @@ def test_long_texts_and_speeds_are_measured_with_the_encoder(both: tuple[Model, 
     assert [rate.length for rate in found.rates] == [4]
 
 
-@pytest.mark.parametrize(("family", "form"), [("whisper", "int4_g32"), ("t5", "int8")])
+@pytest.mark.parametrize(
+    ("family", "form"), [("whisper", "int4_g32"), pytest.param("t5", "int8", marks=pytest.mark.slow)]
+)
 def test_compressed_weights_are_in_the_two_files_and_the_mobile_format_answers_the_same(
     family: str, form: str, tmp_path: Path
 ) -> None:
@@ -375,18 +419,6 @@ def test_a_program_is_used_up_to_its_last_place_and_takes_new_sources(program: t
         tokens.encode(np.zeros((1, 80, 99), np.float32))
 
 
-def bundle_of(folder: Path, out: Path, **more: Any) -> Path:
-    request = ExportRequest(str(folder), load_target(ORT), load_recipe("fp32"), out, samples=4, quick=True, **more)
-    result = export(request)
-    assert result.exit_code == 0, result.verdict
-    return out
-
-
-@pytest.fixture(scope="module")
-def t5_bundle(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_of(tiny_model("t5"), tmp_path_factory.mktemp("encdec") / "t5")
-
-
 def test_run_answers_a_text_with_what_transformers_writes(
     t5_bundle: Path, tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,25 +462,6 @@ def test_the_task_without_a_cache_is_still_there(tiny_model: Callable[[str], Pat
     assert main([*coreml, "--context", "16"]) == EXIT_BAD_INPUT
 
 
-def _speech_folder(folder: Path) -> None:
-    """A Whisper of one second with a tokenizer that has its special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    folder.mkdir(exist_ok=True)
-    ids = {"pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 256, "decoder_start_token_id": 257}
-    torch.manual_seed(0)
-    config = T.WhisperConfig(**{**WHISPER, "vocab_size": 262, "decoder_layers": 1, **ids})
-    T.WhisperForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token_id": 256, "decoder_start_token_id": 257, "is_multilingual": True, "suppress_tokens": [7, 9]}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-
-
 def record(path: Path, seconds: float, rate: int = 16000) -> np.ndarray:
     samples = np.random.default_rng(0).integers(-9000, 9000, int(seconds * rate)).astype("<i2")
     with wave.open(str(path), "wb") as file:
@@ -459,10 +472,10 @@ def record(path: Path, seconds: float, rate: int = 16000) -> np.ndarray:
     return samples.astype(np.float32) / 32768
 
 
-def test_run_writes_a_recording_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "speech"
-    _speech_folder(folder)
-    bundle = bundle_of(folder, tmp_path / "bundle")
+def test_run_writes_a_recording_down(
+    speech: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, bundle = speech
     samples = record(tmp_path / "a.wav", 0.8)
     arguments = ["run", str(bundle), "--audio", str(tmp_path / "a.wav"), "-n", "10", "--json"]
     assert main([*arguments, "--language", "de"]) == 0

@@ -35,7 +35,15 @@ from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import load_attention
 from edgeport.export.executorch.repairs import written_gelu
 from edgeport.model.decoder import Call, attending
-from edgeport.model.encoder_decoder import bias_tables, cross_pairs, decode, encode, last_token_scored, most_states
+from edgeport.model.encoder_decoder import (
+    bias_tables,
+    cross_pairs,
+    decode,
+    encode,
+    last_token_scored,
+    look_positions_up,
+    most_states,
+)
 from edgeport.model.types import AttentionLayer, Axis, Model, TensorSpec
 
 ENCODER, DECODER, STATES = "encoder", "text_decoder", "states"
@@ -206,6 +214,7 @@ def export_both(model: Model) -> dict[str, torch.export.ExportedProgram]:
     module: Any = with_native_weights(model)
     # Plain matrix products run a third faster on XNNPACK than torch's decomposed fused attention.
     module.set_attn_implementation("eager")
+    look_positions_up(module)
     dim = torch.export.Dim.AUTO
     varying = {1: dim(min=states.minimum, max=states.maximum)} if states.varies else None
     tokens = {1: dim(min=1, max=most_tokens(decoder))}

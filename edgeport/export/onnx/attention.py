@@ -10,6 +10,8 @@ Source: ONNX Runtime, ContribOperators.md, 1.31.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -66,6 +68,19 @@ def _tables(rotary: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return found[0], found[1]
 
 
+def _unscaled(query: ir.Value, attributes: dict[str, Any]) -> ir.Value:
+    """A flat query without the one factor that it was multiplied by, which goes to the operator's scale (Whisper)."""
+    product = _made_by(query, "Mul")
+    if product is None or len(list(query.uses())) > 1:
+        return query
+    for value, factor in (product.inputs, product.inputs[::-1]):
+        constant = None if factor is None else factor.const_value
+        if value is not None and constant is not None and constant.size == 1 and value.const_value is None:
+            attributes["scale"] = float(attributes["scale"] * constant.numpy().item())
+            return value
+    return query
+
+
 class _Lengths:
     """How many tokens there are, as the operator wants to know it; made once a graph."""
 
@@ -106,14 +121,14 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
     inside = tables is not None and tables == others
     if inside:
         query, key = straight_query, straight_key
-    inputs: list[ir.Value | None] = [_flat(writer, node, x) for x in (query, key, value)]
-    inputs += [*past, *lengths.values(node)]
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes.pop("version", None)
+    flat, *others = (_flat(writer, node, x) for x in (query, key, value))
+    inputs: list[ir.Value | None] = [_unscaled(flat, attributes), *others, *past, *lengths.values(node)]
     if inside and tables is not None:
         inputs += [_half_table(writer, table) for table in tables]
     if bias is not None:
         inputs += [None] * (ATTENTION_BIAS - len(inputs)) + [bias]
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    attributes.pop("version", None)
     answer, present_key, present_value = writer.node(
         node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes
     )
@@ -127,9 +142,9 @@ def _write_cross_attention(writer: Writer, node: ir.Node) -> None:
     """Attention to states whose keys and values (1, heads, T, width) were computed before: MultiHeadAttention."""
     query, key, value = node.inputs
     assert query is not None
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
-    inputs: list[ir.Value | None] = [_flat(writer, node, query), key, value]
+    inputs: list[ir.Value | None] = [_unscaled(_flat(writer, node, query), attributes), key, value]
     (answer,) = writer.node(node, "MultiHeadAttention", inputs, domain=MICROSOFT, **attributes)
     (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
     writer.replace(node, apart)

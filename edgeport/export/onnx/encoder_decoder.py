@@ -20,7 +20,15 @@ import torch
 from edgeport.export.onnx.decoder import IDS, LOGITS, MASK, TRACED_PAST, TRACED_TOKENS, cached_attention
 from edgeport.export.onnx.trace import PLACEHOLDERS
 from edgeport.model.decoder import Call, attending
-from edgeport.model.encoder_decoder import bias_tables, cross_pairs, decode, encode, last_token_scored, most_states
+from edgeport.model.encoder_decoder import (
+    bias_tables,
+    cross_pairs,
+    decode,
+    encode,
+    last_token_scored,
+    look_positions_up,
+    most_states,
+)
 from edgeport.model.types import Axis, Decoder, Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -194,6 +202,7 @@ def export_decoder(module: torch.nn.Module, model: Model, opset: int) -> ir.Mode
     cross = [torch.zeros(1, layer.kv_heads, length, layer.head_dim) for layer in _twice(decoder.cross)]
     ids, mask = (torch.ones(1, size, dtype=torch.int64) for size in (TRACED_TOKENS, TRACED_PAST + TRACED_TOKENS))
     shapes = [{2: dynamic}] * len(past) + [{2: dynamic} if states.varies else {}] * len(cross)
+    look_positions_up(module)
     wrapped = _Decoder(module, decoder, bias_tables(model.module, decoder))
     example = (ids, mask, *past, *cross)
     return _export(wrapped, example, decoder_file(model), ({1: dynamic}, {1: dynamic}, tuple(shapes)), opset)
