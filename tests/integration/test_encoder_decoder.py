@@ -241,7 +241,8 @@ def test_greedy_generation_is_that_of_transformers(both: tuple[Model, Artifact])
     for source_length in (20, 9):
         source = sources(model, source_length)
         tokens.encode(source)
-        never = model.module.generation_config.suppress_tokens or ()  # type: ignore[union-attr]
+        settings: Any = model.module.generation_config
+        never = settings.suppress_tokens or ()
         record, new = generate(tokens, np.array(start(model)), most=30, never=never)
         assert list(new) == generated(model, source, 30)
         assert record.finish == "length"

@@ -95,10 +95,13 @@ class _Encoder(torch.nn.Module):
     def __init__(self, module: Any, name: str) -> None:
         super().__init__()
         self.model, self.name = module, name
+        self.register_buffer("average", averaging_row(int(module.get_output_embeddings().weight.shape[1])))
 
     def forward(self, source: torch.Tensor) -> torch.Tensor:
         """Keys and values of the states, layer by layer, (1, T, W)."""
-        pairs = cross_pairs(self.model, encode(self.model, self.name, source))
+        average = self.get_buffer("average")
+        with means_as_products({average.shape[1]: average}):
+            pairs = cross_pairs(self.model, encode(self.model, self.name, source))
         return torch.cat([tensor.transpose(1, 2).flatten(2) for pair in pairs for tensor in pair], -1)
 
 

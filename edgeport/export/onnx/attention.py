@@ -123,8 +123,8 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node) -> None:
         query, key = straight_query, straight_key
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
-    flat, *others = (_flat(writer, node, x) for x in (query, key, value))
-    inputs: list[ir.Value | None] = [_unscaled(flat, attributes), *others, *past, *lengths.values(node)]
+    flat, *rest = (_flat(writer, node, x) for x in (query, key, value))
+    inputs: list[ir.Value | None] = [_unscaled(flat, attributes), *rest, *past, *lengths.values(node)]
     if inside and tables is not None:
         inputs += [_half_table(writer, table) for table in tables]
     if bias is not None:
