@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +11,9 @@ import typer
 from edgeport.cli.options import AsJson, Debug, Verbose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-
-    from edgeport.model.types import TensorSpec
-    from edgeport.runtime.conversation import Conversation, Texts
-    from edgeport.runtime.decoder import EncodedTokens
-    from edgeport.runtime.generate import Generation, Sampling
+    from edgeport.runtime.conversation import Conversation
+    from edgeport.runtime.generate import Generation
+    from edgeport.runtime.transcript import Transcriber
 
 MostTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token always (greedy).")]
@@ -59,69 +53,6 @@ def open_conversation(
     return Conversation(tokens, open_texts(bundle / found.manifest.assets), sampling)
 
 
-@dataclass(frozen=True)
-class Transcriber:
-    """A bundle's encoder-decoder, ready to write.
-
-    Attributes:
-        speech: it takes recordings, not texts.
-        given: the checkpoint's settings.
-    """
-
-    tokens: EncodedTokens
-    texts: Texts
-    start: tuple[int, ...]
-    spec: TensorSpec
-    speech: bool
-    given: Mapping[str, Any]
-    sampling: Sampling
-
-    def answer(
-        self, text: str | None, audio: Path | None, language: str | None, most: int, show: Callable[[str], None]
-    ) -> Generation:
-        """Write a text for another, or for a recording.
-
-        Raises:
-            BadInputError: the model takes the other of the two, or the input does not fit it.
-        """
-        from edgeport.errors import BadInputError
-        from edgeport.runtime.transcript import speech_start, write
-
-        start = list(self.start)
-        if self.speech:
-            if audio is None or text is not None:
-                raise BadInputError("The model writes recordings down.", where="PROMPT", allowed="--audio FILE.wav")
-            source = speech_features(audio, self.spec)
-            start = speech_start(self.start, self.texts, self.given, language)
-        else:
-            if text is None or audio is not None or language is not None:
-                raise BadInputError("The model answers texts.", where="--audio", allowed="a PROMPT, and no recording")
-            source = self.texts.ids(text)[None]
-        return write(self.tokens, self.texts, source, start, most, show, sampling=self.sampling, given=self.given)
-
-
-def speech_features(path: Path, spec: TensorSpec) -> np.ndarray:
-    """A recording as Whisper's encoder takes it, float32 (1, bins, frames).
-
-    Raises:
-        BadInputError: it can't be read, or is longer than what the encoder takes.
-    """
-    from edgeport.data.audio import HOP, RATE, read_recording, whisper_features
-    from edgeport.errors import BadInputError
-
-    if not path.is_file():
-        raise BadInputError("There is no such recording.", where=path)
-    _, bins, frames = spec.fixed_shape()
-    samples = read_recording(path)
-    if len(samples) > frames * HOP:
-        raise BadInputError(
-            f"The recording has {len(samples) / RATE:.1f} s; the model reads {frames * HOP / RATE:g} s at once.",
-            where=path,
-            next_step="Cut it into pieces, at pauses.",
-        )
-    return whisper_features(samples, bins=bins, frames=frames)[None]
-
-
 def open_transcriber(
     bundle: Path, *, temperature: float, top_k: int | None, top_p: float | None, seed: int, threads: int
 ) -> Transcriber:
@@ -131,27 +62,14 @@ def open_transcriber(
         BadInputError: the folder is no bundle, was changed, or holds no encoder-decoder with a cache.
     """
     from edgeport.bundle.read import read_bundle, verify_files
-    from edgeport.runtime.conversation import open_texts
     from edgeport.runtime.generate import Sampling
-    from edgeport.runtime.session import open_encoded
-    from edgeport.runtime.transcript import settings
+    from edgeport.runtime.transcript import Transcriber
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     found = read_bundle(bundle)
     verify_files(found)
-    tokens = open_encoded(found.artifact, threads=threads)
-    encoder = found.artifact.encoder
-    assert encoder is not None
-    assets = bundle / found.manifest.assets
-    return Transcriber(
-        tokens,
-        open_texts(assets),
-        encoder.start,
-        encoder.inputs[0],
-        found.manifest.modality == "audio",
-        settings(assets),
-        sampling,
-    )
+    speech, assets = found.manifest.modality == "audio", bundle / found.manifest.assets
+    return Transcriber(found.artifact, assets, speech=speech, sampling=sampling, threads=threads)
 
 
 def speed(record: Generation) -> str:
@@ -220,6 +138,7 @@ def run(
     from edgeport.bundle.read import read_bundle
     from edgeport.cli.console import answer, working
     from edgeport.errors import BadInputError
+    from edgeport.runtime.transcript import Transcriber
 
     pieces: list[str] = []
     show = pieces.append if as_json else _write
@@ -230,7 +149,7 @@ def run(
         model = (open_transcriber if encodes else open_conversation)(bundle, threads=threads, **draws)
     text = sys.stdin.read() if prompt == "-" else prompt
     if isinstance(model, Transcriber):
-        record = model.answer(text, audio, language, most, show)
+        record = model.answer(most, show, text=text, audio=audio, language=language)
     elif text is None or audio is not None or language is not None:
         raise BadInputError("The model continues texts.", where=bundle, allowed="a PROMPT, and no recording")
     else:

@@ -30,10 +30,10 @@ import torch
 from transformers import GenerationMixin
 
 from edgeport.bundle.read import read_bundle
-from edgeport.cli.run import Transcriber, open_transcriber, speech_features
+from edgeport.cli.run import open_transcriber
 from edgeport.model.load import load_model
 from edgeport.runtime.session import Session, open_session
-from edgeport.runtime.transcript import speech_start
+from edgeport.runtime.transcript import Transcriber, speech_features
 from edgeport.storage import write_text
 from edgeport.validate.size import model_bytes
 
@@ -72,7 +72,7 @@ def milliseconds(call: object, *arguments: object) -> float:
 def originals(recordings: list[Path], model: Transcriber) -> list[str]:
     """What PyTorch writes."""
     module = load_model("zoo:whisper-tiny.en").module
-    start = torch.tensor([speech_start(model.start, model.texts, model.given, None)])
+    start = torch.tensor([model.speech_start()])
     texts = []
     for path in recordings:
         features = torch.from_numpy(speech_features(path, model.spec))
@@ -89,7 +89,7 @@ def with_cache(row: Row, model: Transcriber, recordings: list[Path]) -> None:
     """Write every recording down, then time the encoder and single tokens."""
     for path in recordings:
         pieces: list[str] = []
-        model.answer(None, path, None, MOST, pieces.append)
+        model.answer(MOST, pieces.append, audio=path)
         row.texts.append("".join(pieces))
         features = speech_features(path, model.spec)
         row.encoder.append(milliseconds(model.tokens.encode, features))
