@@ -340,7 +340,13 @@ def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Mod
         delegate = None if request.target.executorch is None else request.target.executorch.delegate
         kept = kept and request.target.runtime != "coreml" and delegate != "coreml"
     generates = is_causal_lm(model) or is_encoder_decoder(model)
-    wanted = (request.task or "").endswith(CACHED_SUFFIX)
+    wanted = request.task == task + CACHED_SUFFIX
+    if (request.task or "").endswith(CACHED_SUFFIX) and not wanted:
+        raise BadInputError(
+            f"The model {model.name!r} has another task.",
+            where="--task",
+            allowed=[task, task + CACHED_SUFFIX] if generates else task,
+        )
     declined = request.task == task or not kept or not generates
     if declined:
         if request.context is not None or wanted:

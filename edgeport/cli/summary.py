@@ -98,7 +98,7 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     ]
     if found.get("encoder_ms") is not None:
-        rows.append(("encoder", f"{found['encoder_ms']:.0f} ms before the first token"))
+        rows.append(("encoder", f"{found['encoder_ms']:.0f} ms, before the first token and part of its time"))
     for rate in found["rates"]:
         first = f"first token after {rate['first_token_ms']:.0f} ms ({rate['prefill_tokens_per_s']:.0f} tokens/s)"
         then = (

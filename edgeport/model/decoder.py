@@ -118,7 +118,8 @@ def attending(module: torch.nn.Module, attend: Attend) -> Iterator[None]:
 
     AttentionInterface.register(INTERFACE, _dispatch)
     # The decoder of an encoder-decoder may have a config of its own.
-    configs: list[Any] = list({id(c): c for part in module.modules() if (c := getattr(part, "config", None))}.values())
+    found = (getattr(part, "config", None) for part in module.modules())
+    configs: list[Any] = list({id(c): c for c in found if hasattr(c, "_attn_implementation")}.values())
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = INTERFACE

@@ -48,7 +48,7 @@ def text_of(samples: Sequence[Mapping[str, np.ndarray]], length: int) -> np.ndar
     return np.resize(row, length)
 
 
-def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> GenerationRate:
+def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int, encoder_ms: float) -> GenerationRate:
     """Times at `length` tokens: reading them into an empty cache, then one more, several times."""
     tokens.rewind()
     start, cpu = time.perf_counter(), time.process_time()
@@ -64,7 +64,7 @@ def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> Generatio
     step, step_cpu = statistics.median(wall), statistics.median(processor)
     return GenerationRate(
         length=length,
-        first_token_ms=first * 1e3,
+        first_token_ms=first * 1e3 + encoder_ms,
         prefill_tokens_per_s=length / first,
         prefill_cpu_ms=first_cpu * 1e3,
         decode_tokens_per_s=1 / step,
@@ -137,7 +137,7 @@ def measure_generation(
     for length in lengths if tokens.vendor_kernels else ():
         if length < room and (not quick or length == lengths[0]):
             watch(f"speed at {length} tokens")
-            rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS))
+            rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS, encoder_ms or 0.0))
     return Generation(
         context=room,
         cache_bytes_per_token=cache_values * 4,
