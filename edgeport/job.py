@@ -304,7 +304,7 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     from edgeport.data.generated import check_generates
     from edgeport.export.dispatch import check_settings
     from edgeport.model.compressed import compressed_folder
-    from edgeport.model.decoder import CACHED_TASK
+    from edgeport.model.encoder_decoder import CACHED_SUFFIX
     from edgeport.model.load import load_model
     from edgeport.model.shapes import with_axis, with_limit
 
@@ -313,7 +313,7 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     model = load_model(
         request.model,
         name=request.name,
-        task=None if request.task == CACHED_TASK else request.task,
+        task=None if (request.task or "").endswith(CACHED_SUFFIX) else request.task,
         example_inputs=request.example_inputs,
         allow_pickle=request.allow_pickle,
     )
@@ -325,7 +325,7 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
         model = with_axis(model, "sequence", request.sequence)
     if request.target.max_batch is not None:
         model = with_limit(model, "batch", request.target.max_batch)
-    if request.target.max_sequence is not None and cached is None:
+    if request.target.max_sequence is not None and (model.decoder is None or model.decoder.cross):
         model = with_limit(model, "sequence", max(request.target.max_sequence, request.sequence or 0))
     settings = lowering_settings(request)
     if not cache:  # compression alone: what it makes keeps nothing
@@ -346,24 +346,38 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
 
 
 def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Model | None:
-    """The model with a cache of keys and values, where it is a decoder, the target keeps one, and none was declined.
+    """The model with a cache of keys and values, where it decodes, the target keeps one, and none was declined.
 
     Raises:
         BadInputError: settings that a cache makes no sense of, or that make no sense without one.
     """
-    from edgeport.model.decoder import CACHED_TASK, TASK, for_generation, is_causal_lm
+    from edgeport.model.decoder import for_generation, is_causal_lm
+    from edgeport.model.encoder_decoder import CACHED_SUFFIX, is_encoder_decoder
 
-    declined = request.task == TASK or not request.target.cache or not is_causal_lm(model)
+    task = model.task.removesuffix(CACHED_SUFFIX)
+    kept = request.target.cache
+    if is_encoder_decoder(model):
+        delegate = None if request.target.executorch is None else request.target.executorch.delegate
+        kept = kept and request.target.runtime != "coreml" and delegate != "coreml"
+    generates = is_causal_lm(model) or is_encoder_decoder(model)
+    wanted = request.task == task + CACHED_SUFFIX
+    if (request.task or "").endswith(CACHED_SUFFIX) and not wanted:
+        raise BadInputError(
+            f"The model {model.name!r} has another task.",
+            where="--task",
+            allowed=[task, task + CACHED_SUFFIX] if generates else task,
+        )
+    declined = request.task == task or not kept or not generates
     if declined:
-        if request.context is not None or request.task == CACHED_TASK:
+        if request.context is not None or wanted:
             raise BadInputError(
                 "There is no cache of keys and values here: "
                 + (
-                    f"the target {request.target.name!r} keeps none."
-                    if not request.target.cache
+                    f"{model.name!r} is no language model that edgeport knows how to give one."
+                    if not generates
+                    else f"the target {request.target.name!r} keeps none."
+                    if not kept
                     else "the task declines it."
-                    if request.task == TASK
-                    else f"{model.name!r} is no decoder language model."
                 ),
                 where="--task" if request.context is None else "--context",
                 next_step="Leave it out, or choose another target (`edgeport targets`).",
@@ -373,12 +387,12 @@ def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Mod
         raise BadInputError(
             "A model with a cache takes any number of tokens a call: its sequence can't be fixed.",
             where="--sequence" if request.sequence is not None else "--shapes",
-            next_step=f"Give --context for the tokens that the cache holds, or --task {TASK} for a model without one.",
+            next_step=f"Give --context for the tokens that the cache holds, or --task {task} for a model without one.",
         )
     try:
         return for_generation(model, request.context)
     except BadInputError as error:
-        if request.context is not None or request.task == CACHED_TASK or error.where != model.name:
+        if request.context is not None or wanted or error.where != model.name:
             raise
         progress.message(f"{error.what} It is exported without a cache: it scores whole texts.")
         return None

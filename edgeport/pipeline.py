@@ -82,7 +82,10 @@ def make_reference(job: Job, progress: Progress) -> Path:
         stored = job.compressed.reference
         if job.model.decoder is None:
             return stored
-        return run_stage("reference", job.reference_key, lambda out: _last_scores(stored, out), report=progress.message)
+        names = [spec.name for spec in job.model.inputs]
+        return run_stage(
+            "reference", job.reference_key, lambda out: _last_scores(stored, names, out), report=progress.message
+        )
     progress.stage("reference", f"{job.sample_count} inputs")
     return run_stage("reference", job.reference_key, make, report=progress.message)
 
@@ -111,13 +114,13 @@ def _calibration(job: Job, progress: Progress) -> Samples:
     return found
 
 
-def _last_scores(stored: Path, out: Path) -> None:
-    """What was stored of whole texts, as a decoder with a cache is compared: ids alone, and the last positions."""
+def _last_scores(stored: Path, names: list[str], out: Path) -> None:
+    """What was stored of whole texts, as a decoder with a cache is compared: without masks, and the last positions."""
     from edgeport.model.types import SCORED
     from edgeport.vectors import load_vectors, save_vectors
 
     inputs, outputs = (load_vectors(stored / name) for name in ("inputs.safetensors", "outputs.safetensors"))
-    save_vectors(out / "inputs.safetensors", [{"input_ids": call["input_ids"]} for call in inputs])
+    save_vectors(out / "inputs.safetensors", [{name: call[name] for name in names} for call in inputs])
     save_vectors(out / "outputs.safetensors", [{"logits": call["logits"][:, -SCORED:]} for call in outputs])
     (out / "record.json").write_bytes((stored / "record.json").read_bytes())
 
@@ -232,7 +235,7 @@ def _lower(
 def _generation(job: Job) -> dict[str, str]:
     """Settings of the generation library that belongs to the runtime, as files beside the tokenizer."""
     model = job.model
-    if model.decoder is None or job.request.target.runtime != "onnxruntime":
+    if model.decoder is None or model.decoder.cross or job.request.target.runtime != "onnxruntime":
         return {}
     from edgeport.export.onnx.genai import GENAI_CONFIG, genai_config
     from edgeport.export.onnx.save import FILE
@@ -254,7 +257,8 @@ def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
     from edgeport.validate.tokenizer import replay, tokenizer_vectors
 
     assets = job.model.assets
-    if "tokenizer.json" not in assets:
+    # A speech model's tokenizer makes no tokens of texts.
+    if "tokenizer.json" not in assets or job.model.modality != "text":
         return ()
     with tempfile.TemporaryDirectory() as folder:
         original, shipped = Path(folder) / "original", Path(folder) / "shipped"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from edgeport.export.artifact import Artifact
+from edgeport.export.artifact import Artifact, EncoderPart
 from edgeport.formats import CacheFormat
 from edgeport.model.types import Axis, TensorSpec
 from edgeport.recipe import Recipe
@@ -62,6 +62,25 @@ class TensorEntry(Strict):
         """The same as the core type."""
         shape = tuple(size if isinstance(size, int) else Axis(**size.model_dump()) for size in self.shape)
         return TensorSpec(self.name, self.dtype, shape)
+
+
+class EncoderEntry(Strict):
+    """What runs before a decoder with a cache (edgeport.export.artifact.EncoderPart); `entry` is below `model/`."""
+
+    entry: str
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    start: tuple[int, ...] = ()
+
+    @field_validator("entry")
+    @classmethod
+    def _entry_is_inside(cls, value: str) -> str:
+        return check_relative(value)
+
+    def part(self) -> EncoderPart:
+        """The same as the core type."""
+        inputs, outputs = (tuple(tensor.spec() for tensor in side) for side in (self.inputs, self.outputs))
+        return EncoderPart(self.entry, inputs, outputs, self.start)
 
 
 class FileEntry(Strict):
@@ -147,6 +166,7 @@ class Manifest(Strict):
         toolchain: versions of the packages that decide what the files contain.
         facts: what lowering did: opset, operators, delegated nodes.
         context: tokens that a decoder's cache holds; None without a cache.
+        encoder: of an encoder-decoder with a cache; `inputs` and `outputs` are then the decoder's.
         assets: the folder of the tokenizer and the like: the model's own where a generation library wants one folder.
         report_shell_sha256: of report.html with the bytes of evidence.json cut out.
     """
@@ -175,6 +195,7 @@ class Manifest(Strict):
     toolchain: dict[str, str]
     facts: dict[str, Any]
     context: int | None = None
+    encoder: EncoderEntry | None = None
     assets: Literal["assets", "model"] = ASSETS_FOLDER
     report_shell_sha256: str | None = None
 
@@ -204,6 +225,7 @@ class Manifest(Strict):
             weights=self.weights,
             facts=self.facts,
             context=self.context,
+            encoder=None if self.encoder is None else self.encoder.part(),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from edgeport.bundle.manifest import (
     ASSETS_FOLDER,
     GOLDEN_FOLDER,
     MODEL_FOLDER,
+    EncoderEntry,
     FileEntry,
     ImageEntry,
     LayerEntry,
@@ -230,6 +231,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         toolchain=dict(contents.toolchain),
         facts=dict(artifact.facts),
         context=artifact.context,
+        encoder=None if artifact.encoder is None else EncoderEntry.model_validate(asdict(artifact.encoder)),
         assets=contents.assets_folder,
     )
 

@@ -1,4 +1,4 @@
-"""`edgeport run BUNDLE PROMPT`: what a bundle's language model answers, from its file and its cache."""
+"""`edgeport run BUNDLE PROMPT`: what a bundle's language model answers or writes down, from its file and its cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgeport.cli.options import AsJson, Debug, Verbose
 if TYPE_CHECKING:
     from edgeport.runtime.conversation import Conversation
     from edgeport.runtime.generate import Generation
+    from edgeport.runtime.transcript import Transcriber
 
 MostTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the best token always (greedy).")]
@@ -34,6 +35,7 @@ def open_conversation(
         BadInputError: the folder is no bundle, was changed, or holds no language model with a cache.
     """
     from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.errors import BadInputError
     from edgeport.runtime.conversation import Conversation, open_texts
     from edgeport.runtime.generate import Sampling
     from edgeport.runtime.session import open_tokens
@@ -41,12 +43,41 @@ def open_conversation(
     sampling = Sampling(temperature, top_k, top_p, seed)
     found = read_bundle(bundle)
     verify_files(found)
+    if found.artifact.encoder is not None:
+        raise BadInputError(
+            "The model writes one text for one input: it holds no conversation.",
+            where=bundle,
+            next_step="`edgeport run` runs it.",
+        )
     tokens = open_tokens(found.artifact, threads=threads)
     return Conversation(tokens, open_texts(bundle / found.manifest.assets), sampling)
 
 
+def open_transcriber(
+    bundle: Path, *, temperature: float, top_k: int | None, top_p: float | None, seed: int, threads: int
+) -> Transcriber:
+    """Check a bundle's files and load its encoder-decoder and tokenizer.
+
+    Raises:
+        BadInputError: the folder is no bundle, was changed, or holds no encoder-decoder with a cache.
+    """
+    from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.runtime.generate import Sampling
+    from edgeport.runtime.transcript import Transcriber
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    found = read_bundle(bundle)
+    verify_files(found)
+    speech, assets = found.manifest.modality == "audio", bundle / found.manifest.assets
+    return Transcriber(found.artifact, assets, speech=speech, sampling=sampling, threads=threads)
+
+
 def speed(record: Generation) -> str:
     """How fast it went, in words."""
+    if record.encoder_seconds:
+        words = f"{record.encoder_seconds + record.first_seconds:.2f} s to the first token"
+        words += f", {record.encoder_seconds:.2f} s of it the encoder; {len(record.ids)} new tokens"
+        return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
     words = f"{record.prompt} prompt tokens, {record.prefill_rate:.0f}/s; {len(record.ids)} new tokens"
     return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
 
@@ -60,7 +91,7 @@ def document(record: Generation, text: str, runtime: str) -> dict[str, Any]:
         "prompt_tokens": record.prompt,
         "new_tokens": len(record.ids),
         "ids": record.ids,
-        "time_to_first_token_s": record.first_seconds,
+        "time_to_first_token_s": record.encoder_seconds + record.first_seconds,
         "prefill_tokens_per_s": record.prefill_rate,
         "decode_tokens_per_s": record.decode_rate,
     }
@@ -73,7 +104,13 @@ def _write(piece: str) -> None:
 
 def run(
     bundle: BundleFolder,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="What to say; - reads it from stdin.", show_default=False)
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="A recording to write down: WAV, 16 kHz, mono, 16 bits.", show_default=False)
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Of the recording, such as de.", show_default="en")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     most: MostTokens = 128,
     temperature: Temperature = 0.0,
@@ -85,7 +122,7 @@ def run(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Let a bundle's language model answer, and stream the answer.
+    """Let a bundle's language model answer, or write a recording down, and stream the text.
 
     \b
     Examples:
@@ -93,24 +130,34 @@ def run(
       edgeport run out/smollm2 "Once upon a time" --raw --max-new-tokens 64
       edgeport run out/smollm2 "Tell me a story." --temperature 0.7 --top-p 0.9 --seed 1
       edgeport run out/smollm2 - --json < prompt.txt
+      edgeport run out/whisper --audio speech.wav
 
     It ends at the model's stop token, after --max-new-tokens, or when the cache is full; the line on stderr says
     which. A reference evaluator (Core ML) answers slowly, and its speed says nothing about a device.
     """
+    from edgeport.bundle.read import read_bundle
     from edgeport.cli.console import answer, working
+    from edgeport.errors import BadInputError
+    from edgeport.runtime.transcript import Transcriber
 
+    pieces: list[str] = []
+    show = pieces.append if as_json else _write
+    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("load", str(bundle))
-        conversation = open_conversation(
-            bundle, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, threads=threads
-        )
+        encodes = read_bundle(bundle).artifact.encoder is not None
+        model = (open_transcriber if encodes else open_conversation)(bundle, threads=threads, **draws)
     text = sys.stdin.read() if prompt == "-" else prompt
-    chats = conversation.texts.chats and not raw
-    ids = conversation.texts.chat_ids([{"role": "user", "content": text}]) if chats else conversation.texts.ids(text)
-    pieces: list[str] = []
-    record = conversation.answer(ids, most, pieces.append if as_json else _write)
+    if isinstance(model, Transcriber):
+        record = model.answer(most, show, text=text, audio=audio, language=language)
+    elif text is None or audio is not None or language is not None:
+        raise BadInputError("The model continues texts.", where=bundle, allowed="a PROMPT, and no recording")
+    else:
+        chats = model.texts.chats and not raw
+        ids = model.texts.chat_ids([{"role": "user", "content": text}]) if chats else model.texts.ids(text)
+        record = model.answer(ids, most, show)
     if as_json:
-        answer(document(record, "".join(pieces), conversation.tokens.name), as_json, lambda _console: None)
+        answer(document(record, "".join(pieces), model.tokens.name), as_json, lambda _console: None)
         return
     print()
     why = {"stop": "", "length": ", cut at --max-new-tokens", "context": ", the cache is full", None: ""}[record.finish]

@@ -122,6 +122,8 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"once: cosine {found['long_cosine']:.4f}, KL {found['long_kl']:.2g}",
         )
     ]
+    if found.get("encoder_ms") is not None:
+        rows.append(("encoder", f"{found['encoder_ms']:.0f} ms, before the first token and part of its time"))
     for rate in found["rates"]:
         first = f"first token after {rate['first_token_ms']:.0f} ms ({rate['prefill_tokens_per_s']:.0f} tokens/s)"
         then = (

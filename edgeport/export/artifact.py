@@ -37,6 +37,22 @@ class LoweringSettings:
 
 
 @dataclass(frozen=True)
+class EncoderPart:
+    """An encoder that runs once before its decoder.
+
+    Attributes:
+        entry: POSIX path below the artifact's root of the file to load; the artifact's own where that holds both.
+        inputs, outputs: as the file has them, in the file's order.
+        start: tokens that every text of the decoder begins with.
+    """
+
+    entry: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    start: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One lowered model on disk.
 
@@ -49,6 +65,8 @@ class Artifact:
         weights: for each compressed parameter, the name under which the file stores it.
         facts: what lowering did, for the report: opset, operators, delegated nodes, passes.
         context: tokens that a decoder's cache holds; None without a cache.
+        encoder: what runs before the decoder, of an encoder-decoder with a cache; `inputs` and `outputs` are then the
+            decoder's.
     """
 
     runtime: RuntimeName
@@ -60,11 +78,18 @@ class Artifact:
     weights: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     context: int | None = None
+    encoder: EncoderPart | None = None
 
     @property
     def path(self) -> Path:
         """The file or folder to load."""
         return self.root / self.entry
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files or folders to load."""
+        alone = self.encoder is None or self.encoder.entry == self.entry
+        return (self.path,) if alone or self.encoder is None else (self.root / self.encoder.entry, self.path)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but `root`, as JSON values; `from_json` undoes it."""
@@ -78,6 +103,8 @@ class Artifact:
         fields = dict(value)
         for name in ("inputs", "outputs"):
             fields[name] = tuple(tensor_from_json(spec) for spec in fields[name])
+        if fields.get("encoder") is not None:
+            fields["encoder"] = encoder_from_json(fields["encoder"])
         return cls(root=root, **fields)
 
 
@@ -85,3 +112,9 @@ def tensor_from_json(value: Mapping[str, Any]) -> TensorSpec:
     """Undo `dataclasses.asdict` of a TensorSpec."""
     shape = tuple(Axis(**size) if isinstance(size, Mapping) else int(size) for size in value["shape"])
     return TensorSpec(value["name"], value["dtype"], shape)
+
+
+def encoder_from_json(value: Mapping[str, Any]) -> EncoderPart:
+    """Undo `dataclasses.asdict` of an EncoderPart."""
+    inputs, outputs = (tuple(tensor_from_json(spec) for spec in value[name]) for name in ("inputs", "outputs"))
+    return EncoderPart(value["entry"], inputs, outputs, tuple(value["start"]))

@@ -39,7 +39,9 @@ class Call:
     Attributes:
         index: the layer's number.
         query: (B, heads, S, head_dim), with positions already rotated in.
-        key, value: (B, kv_heads, S, head_dim), of the new tokens alone.
+        key, value: (B, kv_heads, S, head_dim), of the new tokens alone; of an encoder's states in attention to those.
+        bias: (1, heads, S, S), added to the scores; None for none.
+        causal: attention to earlier tokens, not to an encoder's states.
     """
 
     index: int
@@ -47,6 +49,8 @@ class Call:
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    bias: torch.Tensor | None = None
+    causal: bool = True
 
 
 @dataclass
@@ -58,9 +62,19 @@ _HOOK = _Hook()
 
 
 class StepCache:
-    """Stands for transformers' Cache: hands the new keys and values through."""
+    """Stands for transformers' Cache: hands the new keys and values through.
+
+    Args:
+        start: tokens before the new ones, a number or a tensor without dimensions, for models that count positions
+            from it. Others are told by `position_ids`.
+    """
 
     is_compileable = False
+    # Asked for when masks are made, layer by layer: there is no layer, and no mask is made.
+    is_sliding = is_linear = is_dummy = ()
+
+    def __init__(self, start: Any = 0) -> None:
+        self.start = start
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_layer: object, **_more: object
@@ -68,9 +82,9 @@ class StepCache:
         """The new keys and values as they are."""
         return key, value
 
-    def get_seq_length(self, *_layer: object) -> int:
-        """Nothing is kept here: positions come from `position_ids`."""
-        return 0
+    def get_seq_length(self, *_layer: object) -> Any:
+        """Tokens before the new ones."""
+        return self.start
 
 
 def _dispatch(
@@ -83,7 +97,7 @@ def _dispatch(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for attention; answers (B, S, heads, head_dim)."""
-    width = query.shape[-1]
+    width, bias = query.shape[-1], more.get("position_bias")
     layer = AttentionLayer(
         heads=query.shape[1],
         kv_heads=key.shape[1],
@@ -91,8 +105,10 @@ def _dispatch(
         scale=float(width**-0.5 if scaling is None else scaling),
         window=more.get("sliding_window"),
         softcap=more.get("softcap"),
+        biased=bias is not None,
     )
-    return _HOOK.attend[-1](Call(int(module.layer_idx), layer, query, key, value)), None
+    causal = bool(getattr(module, "is_causal", True))
+    return _HOOK.attend[-1](Call(int(module.layer_idx), layer, query, key, value, bias, causal)), None
 
 
 @contextmanager
@@ -101,25 +117,31 @@ def attending(module: torch.nn.Module, attend: Attend) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(INTERFACE, _dispatch)
-    config: Any = module.config
-    before = config._attn_implementation
-    config._attn_implementation = INTERFACE
+    # The decoder of an encoder-decoder may have a config of its own.
+    found = (getattr(part, "config", None) for part in module.modules())
+    configs: list[Any] = list({id(c): c for c in found if hasattr(c, "_attn_implementation")}.values())
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = INTERFACE
     _HOOK.attend.append(attend)
     try:
         yield
     finally:
         _HOOK.attend.pop()
-        config._attn_implementation = before
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
 
 
 def causal_attention(call: Call) -> torch.Tensor:
-    """Attention of a text to itself, with the layer's window and soft cap; (B, S, heads, head_dim)."""
+    """Attention of a text to itself, with the layer's window, soft cap and bias; (B, S, heads, head_dim)."""
     layer, length = call.layer, call.query.shape[2]
     groups = layer.heads // layer.kv_heads
     key, value = call.key.repeat_interleave(groups, 1), call.value.repeat_interleave(groups, 1)
     scores = call.query @ key.transpose(2, 3) * layer.scale
     if layer.softcap is not None:
         scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    if call.bias is not None:
+        scores = scores + call.bias
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
     seen = (distance >= 0) & (distance < (layer.window or length))
     answer: torch.Tensor = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
@@ -164,11 +186,23 @@ def is_causal_lm(model: Model) -> bool:
     return not config.is_encoder_decoder and type(model.module).__name__ in names
 
 
-def for_generation(model: Model, context: int | None = None) -> Model:
-    """A decoder language model with a cache of keys and values: what `lower` then makes takes tokens a few at a time.
+def held_tokens(context: int | None, longest: int) -> int:
+    """Tokens that a cache is made for, of a model that counts to `longest`.
 
-    Its input is one text, `input_ids` (1, S); its output the scores of the text's last `SCORED` positions,
-    (1, min(S, SCORED), V).
+    Raises:
+        BadInputError: that many can't be held.
+    """
+    held = min(LONGEST_CONTEXT, longest) if context is None else context
+    if not 2 <= held <= longest:
+        raise BadInputError(f"The model can't hold {held} tokens.", where="--context", allowed=f"2 to {longest}")
+    return held
+
+
+def for_generation(model: Model, context: int | None = None) -> Model:
+    """A language model with a cache of keys and values: what `lower` then makes takes tokens a few at a time.
+
+    A decoder's input is one text, `input_ids` (1, S); its output the scores of the text's last `SCORED` positions,
+    (1, min(S, SCORED), V). For encoder-decoders see `edgeport.model.encoder_decoder.with_encoder`.
 
     Args:
         context: tokens that the cache holds; None takes what the model can count, at most `LONGEST_CONTEXT`.
@@ -177,6 +211,10 @@ def for_generation(model: Model, context: int | None = None) -> Model:
         BadInputError: the model is no such decoder, keeps something else than keys and values of every token, or can't
             count so far.
     """
+    from edgeport.model.encoder_decoder import is_encoder_decoder, with_encoder
+
+    if is_encoder_decoder(model):
+        return with_encoder(model, context)
     if not is_causal_lm(model):
         raise BadInputError(
             f"The model {model.name!r} is no decoder language model, so it has no cache.",
@@ -184,9 +222,7 @@ def for_generation(model: Model, context: int | None = None) -> Model:
             allowed=TASK if model.task == TASK else model.task,
         )
     longest = next(size.maximum for size in model.inputs[0].shape if isinstance(size, Axis) and size.name == "sequence")
-    held = min(LONGEST_CONTEXT, longest) if context is None else context
-    if not 2 <= held <= longest:
-        raise BadInputError(f"The model can't hold {held} tokens.", where="--context", allowed=f"2 to {longest}")
+    held = held_tokens(context, longest)
     ids = model.example["input_ids"][:, : min(48, longest)]
     layers = _observe(model.module, ids)
     if layers is None:

@@ -104,6 +104,7 @@ class AttentionLayer:
         heads, kv_heads: of queries, and of keys and values (fewer in grouped-query attention).
         window: tokens that a query sees, itself included; None for all.
         softcap: c of c * tanh(score / c), None for none.
+        biased: a number is added to each score that depends on the head and on how far the two tokens are apart (T5).
     """
 
     heads: int
@@ -112,6 +113,7 @@ class AttentionLayer:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ class Decoder:
         cache: what keys and values are kept as.
         scales: of each layer, where the runtime takes fixed ones (`edgeport.compress.cache`); otherwise empty.
         forgets: layers with a window may drop what it has passed.
+        cross: attention to the states of an encoder, whose keys and values are computed once; empty without an encoder.
+        states: states that the encoder gives; None where it gives one a token of its input.
+        start: tokens that a decoder beside an encoder begins every text with.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -140,6 +145,9 @@ class Decoder:
     cache: CacheFormat = "float"
     scales: tuple[CacheScales, ...] = ()
     forgets: bool = True
+    cross: tuple[AttentionLayer, ...] = ()
+    states: int | None = None
+    start: tuple[int, ...] = ()
 
     @property
     def cached_values(self) -> int:

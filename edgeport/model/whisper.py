@@ -17,7 +17,7 @@ from edgeport.errors import BadInputError
 from edgeport.model.build import build_huggingface
 from edgeport.model.ctranslate2 import read_ctranslate2
 from edgeport.model.types import Model
-from edgeport.storage import cache_root, hash_file, write_text
+from edgeport.storage import cache_root, canonical_json, hash_file, write_text
 
 HEAD_WIDTH = 64  # of every Whisper size
 ENGLISH_VOCABULARY = 51864  # multilingual models have one token more before the special ones
@@ -46,7 +46,11 @@ def load_whisper(path: Path, *, name: str, reference: str, hashes: Mapping[str, 
         kind="zoo",
         task="automatic-speech-recognition",
         files={file.name: known.get(file.name) or hash_file(file) for file in read},
-        assets={"tokenizer.json": path / "tokenizer.json", "preprocessor_config.json": _preprocessor(module.config)},
+        assets={
+            "tokenizer.json": path / "tokenizer.json",
+            "preprocessor_config.json": _preprocessor(module.config),
+            "generation_config.json": _generation(module.config),
+        },
         licence=None,
         note=None,
     )
@@ -155,8 +159,24 @@ def _preprocessor(config: Any) -> Path:
     """A preprocessor_config.json for the features that the model takes, in the cache."""
     from transformers import WhisperFeatureExtractor
 
-    path = cache_root() / "whisper" / f"{config.num_mel_bins}-bins" / "preprocessor_config.json"
-    text = WhisperFeatureExtractor(feature_size=config.num_mel_bins).to_json_string()
+    return _cached(
+        f"{config.num_mel_bins}-bins/preprocessor_config.json",
+        WhisperFeatureExtractor(feature_size=config.num_mel_bins).to_json_string(),
+    )
+
+
+def _generation(config: Any) -> Path:
+    """A generation_config.json with the tokens that begin and end a text, in the cache."""
+    tokens = {
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "eos_token_id": config.eos_token_id,
+        "is_multilingual": config.vocab_size > ENGLISH_VOCABULARY,
+    }
+    return _cached(f"{config.vocab_size}-tokens/generation_config.json", canonical_json(tokens))
+
+
+def _cached(name: str, text: str) -> Path:
+    path = cache_root() / "whisper" / name
     if not path.is_file() or path.read_text() != text:
         write_text(path, text)
     return path

@@ -15,7 +15,7 @@ from edgeport.errors import BadInputError
 if TYPE_CHECKING:
     import numpy as np
 
-IDS, LOGITS = "input_ids", "logits"
+IDS, TARGET_IDS, LOGITS = "input_ids", "decoder_input_ids", "logits"
 
 
 class Tokens(Protocol):
@@ -62,6 +62,20 @@ def check_tokens(tokens: Tokens, ids: np.ndarray, vocabulary: int) -> None:
         raise BadInputError("A token is not in the vocabulary.", where=IDS, allowed=f"0 to {vocabulary - 1}")
 
 
+class EncodedTokens(Tokens, Protocol):
+    """A loaded encoder-decoder: tokens are fed for what was encoded last."""
+
+    source: str
+    """Name of the encoder's input."""
+
+    def encode(self, source: np.ndarray) -> None:
+        """Run the encoder on its input, and forget all tokens.
+
+        Raises:
+            BadInputError: the input does not fit.
+        """
+
+
 class DecoderSession:
     """A Session over a cache. See `edgeport.runtime.session.Session`."""
 
@@ -77,17 +91,15 @@ class DecoderSession:
         """
         import numpy as np
 
-        ids = self._row(inputs)
+        ids = self._begin(inputs)
         split = len(ids) - min(self.scored, len(ids)) + 1
-        self.tokens.rewind()
         rows = [self.tokens.feed(ids[:split])]
         rows += [self.tokens.feed(ids[at : at + 1]) for at in range(split, len(ids))]
         return {LOGITS: np.stack(rows)[None]}
 
     def step(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
         """Read all of a text but its last token; what is returned decodes that one, as often as it is called."""
-        ids = self._row(inputs)
-        self.tokens.rewind()
+        ids = self._begin(inputs)
         if len(ids) > 1:
             self.tokens.feed(ids[:-1])
         held = self.tokens.length
@@ -98,13 +110,46 @@ class DecoderSession:
 
         return decode
 
-    def _row(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        import numpy as np
+    def _begin(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Empty the cache; the text's tokens, int64 (S,)."""
+        check_names(inputs, {IDS})
+        self.tokens.rewind()
+        return row_of(IDS, inputs[IDS])
 
-        if set(inputs) != {IDS}:
-            raise BadInputError("The inputs' names don't fit.", where=", ".join(sorted(inputs)), allowed=IDS)
-        ids = np.asarray(inputs[IDS])
-        if ids.ndim != 2 or ids.shape[0] != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise BadInputError(f"The input has the shape {ids.shape}.", where=IDS, allowed="one row of token ids")
-        row: np.ndarray = ids[0].astype(np.int64)
-        return row
+
+class EncoderDecoderSession(DecoderSession):
+    """A Session over an encoder and the cache of its decoder. What `step` returns decodes: the encoder ran before."""
+
+    def __init__(self, tokens: EncodedTokens, scored: int) -> None:
+        super().__init__(tokens, scored)
+        self.encoded = tokens
+
+    def _begin(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        check_names(inputs, {self.encoded.source, TARGET_IDS})
+        self.encoded.encode(inputs[self.encoded.source])
+        return row_of(TARGET_IDS, inputs[TARGET_IDS])
+
+
+def check_names(inputs: Mapping[str, np.ndarray], names: set[str]) -> None:
+    """Refuse inputs of other names.
+
+    Raises:
+        BadInputError: one is missing or unknown.
+    """
+    if set(inputs) != names:
+        raise BadInputError("The inputs' names don't fit.", where=", ".join(sorted(inputs)), allowed=sorted(names))
+
+
+def row_of(name: str, value: np.ndarray) -> np.ndarray:
+    """One row of token ids as int64 (S,).
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    import numpy as np
+
+    ids = np.asarray(value)
+    if ids.ndim != 2 or ids.shape[0] != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise BadInputError(f"The input has the shape {ids.shape}.", where=name, allowed="one row of token ids")
+    row: np.ndarray = ids[0].astype(np.int64)
+    return row

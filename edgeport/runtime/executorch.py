@@ -15,7 +15,7 @@ from edgeport.export.executorch.quiet import load_libraries, muted
 from edgeport.model.types import Axis, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edgeport.export.artifact import Artifact
     from edgeport.runtime.session import Arrays, Session
@@ -103,6 +103,15 @@ def load_method(path: Path, threads: int) -> Any:
     Raises:
         BadInputError: the file is missing or damaged.
     """
+    return load_methods(path, threads, ("forward",))[0]
+
+
+def load_methods(path: Path, threads: int, names: Sequence[str]) -> list[Any]:
+    """Methods of a program in ExecuTorch's runtime.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise BadInputError("The program is missing.", where=path)
     load_libraries()
@@ -112,7 +121,8 @@ def load_method(path: Path, threads: int) -> Any:
     with muted():
         _portable_lib._unsafe_reset_threadpool(threads)
         try:
-            return Runtime.get().load_program(path).load_method("forward")
+            program = Runtime.get().load_program(path)
+            return [program.load_method(name) for name in names]
         except RuntimeError as error:
             raise BadInputError(
                 f"The ExecuTorch runtime can't load the program: {error}",

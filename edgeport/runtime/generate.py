@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -81,6 +81,7 @@ class Generation:
         finish: why it ended; None while it runs, or when it was left.
         first_seconds: from the start to the first new token (reading the prompt).
         decode_seconds: for the tokens after the first.
+        encoder_seconds: of an encoder that ran before; in no other number.
     """
 
     prompt: int
@@ -88,6 +89,7 @@ class Generation:
     finish: Finish | None = None
     first_seconds: float = 0.0
     decode_seconds: float = 0.0
+    encoder_seconds: float = 0.0
     steps: int = 0
 
     @property
@@ -108,6 +110,8 @@ def generate(
     most: int,
     stop: frozenset[int] = frozenset(),
     sampling: Sampling = Sampling(),
+    never: Sequence[int] = (),
+    never_first: Sequence[int] = (),
 ) -> tuple[Generation, Iterator[int]]:
     """Feed a prompt to what the cache holds and go on from there.
 
@@ -115,6 +119,7 @@ def generate(
         prompt: int64 (S,), at least one token.
         most: new tokens at most.
         stop: tokens that end the text; they are not part of it.
+        never, never_first: tokens that can't be chosen at all, and not as the first one.
 
     Returns:
         The record, filled while the iterator is consumed, and the iterator over new tokens.
@@ -123,11 +128,17 @@ def generate(
         BadInputError: the prompt is empty or does not fit (when the first token is asked for).
     """
     record = Generation(prompt=len(prompt))
-    return record, _steps(tokens, prompt, most, stop, sampling, record)
+    return record, _steps(tokens, prompt, most, stop, sampling, record, (list(never), [*never, *never_first]))
 
 
 def _steps(
-    tokens: Tokens, prompt: np.ndarray, most: int, stop: frozenset[int], sampling: Sampling, record: Generation
+    tokens: Tokens,
+    prompt: np.ndarray,
+    most: int,
+    stop: frozenset[int],
+    sampling: Sampling,
+    record: Generation,
+    banned: tuple[list[int], list[int]],
 ) -> Iterator[int]:
     import numpy as np
 
@@ -136,6 +147,7 @@ def _steps(
     scores = tokens.feed(prompt)
     record.first_seconds = time.perf_counter() - start
     while True:
+        scores[banned[not record.ids]] = -np.inf
         token = choose(scores, sampling, generator)
         if token in stop:
             record.finish = "stop"

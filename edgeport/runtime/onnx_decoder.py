@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact
 
 PAST, PRESENT = "past_key_values.", "present."
+STATES = ".encoder."
+"""In the names of an encoder's keys and values."""
 MASK, POSITIONS = "attention_mask", "position_ids"
 
 
@@ -75,7 +77,7 @@ class OnnxRuntimeTokens:
         self._windows = []
         self.cache_bytes = 0
         for spec in artifact.inputs:
-            if spec.name.startswith(PAST):
+            if spec.name.startswith(PAST) and STATES not in spec.name:
                 places = spec.shape[2].maximum if isinstance(spec.shape[2], Axis) else spec.shape[2]
                 if spec.name in windows:
                     self._windows.append(_Window(places, windows[spec.name]))

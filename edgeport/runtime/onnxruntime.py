@@ -72,17 +72,35 @@ def _check_shape(spec: TensorSpec, value: np.ndarray, seen: dict[str, int]) -> N
         )
 
 
-def open_file(artifact: Artifact, *, threads: int, growing: bool = False) -> onnxruntime.InferenceSession:
+def check_input(spec: TensorSpec, value: np.ndarray, seen: dict[str, int] | None = None) -> np.ndarray:
+    """A value as the file takes it.
+
+    Args:
+        seen: sizes of the axes met so far.
+
+    Raises:
+        BadInputError: its shape does not fit, or the cast would lose something.
+    """
+    array = np.asarray(value)
+    _check_shape(spec, array, {} if seen is None else seen)
+    return _cast(spec, array)
+
+
+def open_file(
+    artifact: Artifact, *, threads: int, path: Path | None = None, growing: bool = False
+) -> onnxruntime.InferenceSession:
     """Load an artifact's file with the CPU provider.
 
     Args:
+        path: one of the artifact's files; None for its entry.
         growing: no two calls have inputs of the same shapes, so a plan of memory that is kept for each is wasted.
 
     Raises:
         BadInputError: the file is missing or damaged.
     """
-    if not artifact.path.is_file():
-        raise BadInputError("The model file is missing.", where=artifact.path)
+    path = path or artifact.path
+    if not path.is_file():
+        raise BadInputError("The model file is missing.", where=path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -92,11 +110,11 @@ def open_file(artifact: Artifact, *, threads: int, growing: bool = False) -> onn
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         # A provider asked for but absent falls back with a mere warning, so only this one is ever asked for.
-        session = onnxruntime.InferenceSession(str(artifact.path), sess_options=options, providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=[PROVIDER])
     except Exception as error:
         raise BadInputError(
             f"ONNX Runtime can't load the model file: {str(error).strip()}.",
-            where=artifact.entry,
+            where=path.name,
             next_step="The file is damaged or was changed after export: export it again.",
         ) from error
     if session.get_providers() != [PROVIDER]:
@@ -134,8 +152,6 @@ class OnnxRuntimeSession:
         for spec in self._inputs:
             if spec.name not in inputs:
                 raise BadInputError(f"The input {spec.name!r} is missing.", allowed=names)
-            value = np.asarray(inputs[spec.name])
-            _check_shape(spec, value, seen)
-            feed[spec.name] = _cast(spec, value)
+            feed[spec.name] = check_input(spec, inputs[spec.name], seen)
         results = self._session.run(self._outputs, feed)
         return {name: np.asarray(result) for name, result in zip(self._outputs, results, strict=True)}

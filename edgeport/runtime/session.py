@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeport.export.artifact import Artifact
-    from edgeport.runtime.decoder import Tokens
+    from edgeport.runtime.decoder import EncodedTokens, Tokens
 
     Arrays = Mapping[str, np.ndarray]
 
@@ -53,6 +53,10 @@ def open_session(artifact: Artifact, *, threads: int = 1) -> Session:
     Raises:
         BadInputError: the file is missing or damaged.
     """
+    if artifact.encoder is not None:
+        from edgeport.runtime.decoder import EncoderDecoderSession
+
+        return EncoderDecoderSession(open_encoded(artifact, threads=threads), scored=SCORED)
     if artifact.context is not None:
         from edgeport.runtime.decoder import DecoderSession
 
@@ -79,12 +83,9 @@ def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
     Raises:
         BadInputError: the artifact has no cache, or the file is missing or damaged.
     """
-    if artifact.context is None:
-        raise BadInputError(
-            "The model was exported without a cache: it scores texts and generates none.",
-            where=artifact.entry,
-            next_step="Export it again, without --task text-generation.",
-        )
+    _check_cache(artifact)
+    if artifact.encoder is not None:
+        return open_encoded(artifact, threads=threads)
     if artifact.runtime == "executorch":
         from edgeport.runtime.executorch_decoder import ExecuTorchTokens
 
@@ -94,3 +95,33 @@ def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
     if artifact.facts.get("attention") == "standard":
         return GrowingTokens(artifact, threads=threads)
     return OnnxRuntimeTokens(artifact, threads=threads)
+
+
+def open_encoded(artifact: Artifact, *, threads: int = 1) -> EncodedTokens:
+    """Load an encoder-decoder with its decoder's cache.
+
+    Args:
+        threads: intra-op threads, where the runtime has them.
+
+    Raises:
+        BadInputError: the artifact has no encoder or no cache, or a file is missing or damaged.
+    """
+    _check_cache(artifact)
+    if artifact.encoder is None:
+        raise BadInputError("The model is a decoder alone: there is nothing to encode.", where=artifact.entry)
+    if artifact.runtime == "executorch":
+        from edgeport.runtime.executorch_encoder_decoder import ExecuTorchEncodedTokens
+
+        return ExecuTorchEncodedTokens(artifact, threads=threads)
+    from edgeport.runtime.onnx_encoder_decoder import OnnxRuntimeEncodedTokens
+
+    return OnnxRuntimeEncodedTokens(artifact, threads=threads)
+
+
+def _check_cache(artifact: Artifact) -> None:
+    if artifact.context is None:
+        raise BadInputError(
+            "The model was exported without a cache: it scores texts and generates none.",
+            where=artifact.entry,
+            next_step="Export it again, without --task.",
+        )

@@ -45,6 +45,8 @@ class TorchSession:
         with torch.inference_mode():
             if self.model.decoder is None:
                 result = self.model.module(**tensors)
+            elif self.model.decoder.cross:
+                result = {"logits": self.model.module(**tensors, use_cache=False).logits[:, -SCORED:]}
             else:
                 # Without a cache: what the cached file is compared with.
                 result = self.model.module(**tensors, use_cache=False, logits_to_keep=SCORED)

@@ -289,7 +289,8 @@ class GenerationRate(Strict):
 
     Attributes:
         length: tokens in the cache.
-        first_token_ms, prefill_tokens_per_s, prefill_cpu_ms: reading them at once into an empty cache.
+        first_token_ms, prefill_tokens_per_s, prefill_cpu_ms: reading them at once into an empty cache. The first has an
+            encoder's time in it, where there is one.
         decode_tokens_per_s, decode_cpu_ms: one more token (median).
     """
 
@@ -310,6 +311,7 @@ class Generation(Strict):
         cache_bytes: of its buffers, full or not.
         long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
         rates: at several lengths; empty in a reference evaluator.
+        encoder_ms: wall time of the encoder, which runs before the first token; absent without one.
     """
 
     context: int
@@ -319,6 +321,7 @@ class Generation(Strict):
     long_cosine: float
     long_kl: float
     rates: tuple[GenerationRate, ...] = ()
+    encoder_ms: float | None = None
 
 
 class Measurements(Strict):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeport.errors import MeasurementError
+from edgeport.runtime.decoder import IDS, TARGET_IDS
 from edgeport.validate.evidence import Generation, GenerationRate
 from edgeport.validate.parity import divergence
 
@@ -23,30 +24,39 @@ if TYPE_CHECKING:
 
     from edgeport.export.artifact import Artifact
     from edgeport.formats import CacheFormat
-    from edgeport.runtime.decoder import Tokens
+    from edgeport.runtime.decoder import EncodedTokens, Tokens
 
 LENGTHS = (32, 512, 2048)
+LENGTHS_ENCODED = (4, 32, 256)
+"""Of a decoder beside an encoder, which begins with a few tokens and writes short texts."""
 LONG, LONG_QUICK, LONG_REFERENCE = 512, 96, 24
 """Tokens of the long check: whole, with --quick, and in a reference evaluator."""
 STEPS, STEPS_QUICK = 16, 4
+ENCODINGS = 3
 LEAST_COSINE = 0.99
 """Of the two score vectors. One position off gives 0.9 and less; 8-bit rounding was seen to leave 0.998."""
 
 
 def text_of(samples: Sequence[Mapping[str, np.ndarray]], length: int) -> np.ndarray:
-    """`length` tokens of the samples' texts, one behind the other, from the start again where they run out."""
+    """`length` tokens of the samples' texts, one behind the other, from the start again where they run out.
+
+    Of an encoder-decoder the texts that were written.
+    """
     import numpy as np
 
-    row = np.concatenate([sample["input_ids"].reshape(-1) for sample in samples])
+    name = TARGET_IDS if TARGET_IDS in samples[0] else IDS
+    row = np.concatenate([sample[name].reshape(-1) for sample in samples])
     return np.resize(row, length)
 
 
 def full_cache(samples: Sequence[Mapping[str, np.ndarray]], context: int) -> dict[str, np.ndarray]:
-    """A text that fills the cache."""
-    return {"input_ids": text_of(samples, context)[None]}
+    """A text that fills the cache; behind the first sample's input where that is encoded before."""
+    if TARGET_IDS not in samples[0]:
+        return {IDS: text_of(samples, context)[None]}
+    return {**samples[0], TARGET_IDS: text_of(samples, context)[None]}
 
 
-def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> GenerationRate:
+def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int, encoder_ms: float) -> GenerationRate:
     """Times at `length` tokens: reading them into an empty cache, then one more, several times."""
     tokens.rewind()
     start, cpu = time.perf_counter(), time.process_time()
@@ -62,12 +72,27 @@ def _rate(tokens: Tokens, ids: np.ndarray, length: int, steps: int) -> Generatio
     step, step_cpu = statistics.median(wall), statistics.median(processor)
     return GenerationRate(
         length=length,
-        first_token_ms=first * 1e3,
+        first_token_ms=first * 1e3 + encoder_ms,
         prefill_tokens_per_s=length / first,
         prefill_cpu_ms=first_cpu * 1e3,
         decode_tokens_per_s=1 / step,
         decode_cpu_ms=step_cpu * 1e3,
     )
+
+
+def _encoded(
+    artifact: Artifact, samples: Sequence[Mapping[str, np.ndarray]], threads: int
+) -> tuple[EncodedTokens, float]:
+    """An encoder-decoder that has encoded the first sample, and the milliseconds that took: the median of a few."""
+    from edgeport.runtime.session import open_encoded
+
+    tokens = open_encoded(artifact, threads=threads)
+    wall = []
+    for _ in range(ENCODINGS + 1):
+        start = time.perf_counter()
+        tokens.encode(samples[0][tokens.source])
+        wall.append(time.perf_counter() - start)
+    return tokens, statistics.median(wall[1:]) * 1e3
 
 
 def measure_generation(
@@ -83,6 +108,7 @@ def measure_generation(
 
     Args:
         samples: real texts, `input_ids`.
+            Those of an encoder-decoder hold its input as well.
         cache: what it keeps keys and values as.
         watch: told what is being measured.
 
@@ -94,7 +120,14 @@ def measure_generation(
 
     from edgeport.runtime.session import open_tokens
 
-    tokens = open_tokens(artifact, threads=threads)
+    tokens: Tokens
+    encoder_ms, lengths = None, LENGTHS
+    if artifact.encoder is None:
+        tokens = open_tokens(artifact, threads=threads)
+    else:
+        watch("the encoder")
+        tokens, encoder_ms = _encoded(artifact, samples, threads)
+        lengths = LENGTHS_ENCODED
     room = tokens.context
     wanted = LONG_REFERENCE if not tokens.vendor_kernels else LONG_QUICK if quick else LONG
     long = min(wanted, room)
@@ -109,10 +142,10 @@ def measure_generation(
         raise MeasurementError("The scores after a long text are not finite.", where=artifact.entry)
     a, b = whole.astype(np.float64), grown.astype(np.float64)
     rates = []
-    for length in LENGTHS if tokens.vendor_kernels else ():
-        if length < room and (not quick or length == LENGTHS[0]):
+    for length in lengths if tokens.vendor_kernels else ():
+        if length < room and (not quick or length == lengths[0]):
             watch(f"speed at {length} tokens")
-            rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS))
+            rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS, encoder_ms or 0.0))
     return Generation(
         context=room,
         cache=cache,
@@ -121,4 +154,5 @@ def measure_generation(
         long_cosine=float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))),
         long_kl=max(divergence(a[None], b[None]), 0.0),
         rates=tuple(rates),
+        encoder_ms=encoder_ms,
     )

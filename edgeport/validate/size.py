@@ -8,13 +8,12 @@ from edgeport.validate.evidence import Size
 
 
 def model_bytes(artifact: Artifact) -> int:
-    """Bytes of the file or folder that the runtime loads, with external data that goes by its name.
+    """Bytes of the files or folder that the runtime loads, with external data that goes by their names.
 
     An alternative form of the same model beside it (an ORT-format file) is not counted: one of them ships.
     """
-    entry = artifact.path
-    beside = [path for path in entry.parent.glob(f"{entry.name}*") if path != entry]
-    return tree_size(entry) + sum(tree_size(path) for path in beside)
+    beside = [path for entry in artifact.paths for path in entry.parent.glob(f"{entry.name}*") if path != entry]
+    return sum(tree_size(path) for path in (*artifact.paths, *beside))
 
 
 def measure_size(artifact: Artifact, baseline_bytes: int | None, predicted_bytes: int | None = None) -> Size:

@@ -101,10 +101,10 @@ def _t5(folder: Path) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=128, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0
+        vocab_size=320, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
-    _tokenizer(folder, 128)
+    _byte_tokenizer(folder)
 
 
 def _vit(folder: Path) -> None:

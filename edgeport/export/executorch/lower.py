@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import TargetRefusesError, first_line
-from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.artifact import Artifact, EncoderPart, LoweringSettings
 from edgeport.export.executorch.faster import code_made_when_run, delegates_built_once
 from edgeport.export.executorch.native import NativeWeight
 from edgeport.export.executorch.program import export_program, exporter_patches
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY = "model.pte"
+METHOD = "forward"
+"""The method of a program that has one."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,44 @@ class _Interface:
     """What goes in and out of a file.
 
     Attributes:
-        inputs, outputs: as the file has them.
-        example: a call's inputs, in their order.
+        inputs, outputs: as the file has them; of several methods the last one's.
+        examples: a call's inputs, in their order, of each method.
         constants: methods of the file that answer a constant.
         facts: what there is to report of the trace.
+        encoder: the method that runs before, of an encoder-decoder.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    example: tuple[torch.Tensor, ...]
+    examples: Mapping[str, tuple[torch.Tensor, ...]]
     constants: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    encoder: EncoderPart | None = None
 
 
-def _trace(model: Model, settings: LoweringSettings) -> tuple[torch.export.ExportedProgram, _Interface]:
+def _trace(model: Model, settings: LoweringSettings) -> tuple[dict[str, torch.export.ExportedProgram], _Interface]:
+    """The program of each method, and what goes in and out."""
     if model.decoder is None:
-        return export_program(model, settings), _Interface(
+        return {METHOD: export_program(model, settings)}, _Interface(
             _file_specs(model.inputs, settings),
             _file_specs(model.outputs, settings),
-            tuple(model.example[spec.name].contiguous() for spec in model.inputs),
+            {METHOD: tuple(model.example[spec.name].contiguous() for spec in model.inputs)},
+        )
+    if model.decoder.cross:
+        from edgeport.export.executorch import encoder_decoder as both
+
+        return both.export_both(model), _Interface(
+            *both.decoder_specs(model),
+            dict(zip((both.ENCODER, both.DECODER), both.example_inputs(model), strict=True)),
+            both.constants(model),
+            both.facts(model),
+            EncoderPart(ENTRY, *both.encoder_specs(model), model.decoder.start),
         )
     from edgeport.export.executorch import decoder
 
-    return decoder.export_decoder(model), _Interface(
+    return {METHOD: decoder.export_decoder(model)}, _Interface(
         *decoder.file_specs(model.decoder),
-        decoder.example_inputs(model.decoder),
+        {METHOD: decoder.example_inputs(model.decoder)},
         decoder.constant_methods(model),
         decoder.facts(model.decoder),
     )
@@ -102,8 +117,8 @@ def _check_formats(model: Model) -> None:
             )
 
 
-def _lower_program(
-    program: torch.export.ExportedProgram, model: Model, constants: Mapping[str, Any]
+def _lower_programs(
+    programs: Mapping[str, torch.export.ExportedProgram], model: Model, constants: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The ExecuTorch program manager, and what was delegated.
 
@@ -113,21 +128,25 @@ def _lower_program(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes, get_xnnpack_edge_compile_config
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes
 
     try:
-        apply_fx_program_fixes("executorch", program)
-        apply_fx_node_fixes("executorch", program.graph_module)
+        for program in programs.values():
+            apply_fx_program_fixes("executorch", program)
+            apply_fx_node_fixes("executorch", program.graph_module)
         with code_made_when_run(), delegates_built_once():
             edge = to_edge_transform_and_lower(
-                program,
+                dict(programs),
                 transform_passes=get_transform_passes(),
                 partitioner=[XnnpackPartitioner()],
                 compile_config=get_xnnpack_edge_compile_config(),
                 constant_methods=dict(constants) or None,
             )
-            delegation = _delegation(edge)
-            return edge.to_executorch(ExecutorchBackendConfig()), delegation
+            delegation = _delegation(edge, programs)
+            # Of several methods one reads what another gave, which is large: where it lies, not a copy.
+            plan = MemoryPlanningPass(alloc_graph_input=len(programs) == 1)
+            return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan)), delegation
     except Exception as error:
         raise TargetRefusesError(
             f"ExecuTorch can't lower the model: {first_line(error)}",
@@ -155,8 +174,8 @@ def _check_kernels(names: list[str], model: Model) -> None:
         )
 
 
-def _check_runs(path: Path, example: tuple[torch.Tensor, ...], model: Model) -> None:
-    """Load the program with its delegates and run it once on the example: some faults show only then.
+def _check_runs(path: Path, examples: Mapping[str, tuple[torch.Tensor, ...]], model: Model) -> None:
+    """Load each method with its delegates and run it once on its example: some faults show only then.
 
     Raises:
         TargetRefusesError: the runtime refuses the file, or stops in it.
@@ -165,8 +184,9 @@ def _check_runs(path: Path, example: tuple[torch.Tensor, ...], model: Model) -> 
 
     try:
         with muted():
-            method = Runtime.get().load_program(path).load_method("forward")
-            method.execute(list(example))
+            program = Runtime.get().load_program(path)
+            for method, example in examples.items():
+                program.load_method(method).execute(list(example))
     except RuntimeError as error:
         raise TargetRefusesError(
             f"The ExecuTorch runtime can't run the lowered program: {first_line(error)}",
@@ -225,26 +245,28 @@ def place_weights(quantized: Mapping[str, QuantizedTensor], file: Any) -> dict[s
     return places
 
 
-def _delegation(edge: Any) -> dict[str, Any]:
-    """Counts of graph nodes inside and outside of delegates; tuple accesses are not counted.
+def _delegation(edge: Any, methods: Iterable[str]) -> dict[str, Any]:
+    """Counts of graph nodes inside and outside of delegates, of all methods; tuple accesses are not counted.
 
     `executorch.devtools` has such a count, but importing it takes 50 MB for pandas.
     """
     from executorch.exir.backend.utils import get_delegates, get_non_lowered_nodes
-
-    program = edge.exported_program().graph_module
-    delegates = get_delegates(program.graph)
 
     def counted(nodes: Iterable[torch.fx.Node]) -> Counter[str]:
         # A node is named after its operator, with a number behind it from the second on.
         names = [re.sub(r"_\d+$", "", node.name) for node in nodes if node.op == "call_function"]
         return Counter(name for name in names if name != "getitem")
 
-    inside = [getattr(program, str(node.target)).original_module.graph.nodes for node in delegates]
-    outside = counted(get_non_lowered_nodes(program.graph))
+    delegates, inside, outside = 0, 0, Counter[str]()
+    for method in methods:
+        program = edge.exported_program(method).graph_module
+        found = get_delegates(program.graph)
+        delegates += len(found)
+        inside += sum(counted(getattr(program, str(node.target)).original_module.graph.nodes).total() for node in found)
+        outside += counted(get_non_lowered_nodes(program.graph))
     return {
-        "delegates": len(delegates),
-        "delegated_nodes": sum(counted(nodes).total() for nodes in inside),
+        "delegates": delegates,
+        "delegated_nodes": inside,
         "non_delegated_nodes": outside.total(),
         "outside_delegates": dict(sorted(outside.items())),
     }
@@ -271,14 +293,15 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     _check_formats(model)
     load_libraries()
     with quiet(), exporter_patches():
-        program, interface = _trace(model, settings)
-        used = used_weights(program, model)
-        lowered, delegation = _lower_program(program, model, interface.constants)
+        programs, interface = _trace(model, settings)
+        each = [used_weights(program, model) for program in programs.values()]
+        used = {name: tensor for name, tensor in model.quantized.items() if any(name in found for found in each)}
+        lowered, delegation = _lower_programs(programs, model, interface.constants)
         path = out / ENTRY
         with path.open("wb") as stream:
             lowered.write_to_file(stream)
         # Both hold every weight; what follows needs the file only.
-        del program, lowered
+        del programs, lowered
         gc.collect()
         share_segments(path)
         file = read_program(path)
@@ -290,7 +313,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         places = place_weights(used, file)
         _check_activations(file, places)
         del file  # the runtime needs the room
-        _check_runs(path, interface.example, model)
+        _check_runs(path, interface.examples, model)
     return Artifact(
         runtime="executorch",
         delegate="xnnpack",
@@ -300,6 +323,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         outputs=interface.outputs,
         weights=places,
         context=None if model.decoder is None else model.decoder.context,
+        encoder=interface.encoder,
         facts={
             **delegation,
             **interface.facts,

@@ -63,20 +63,21 @@ def read_program(path: Path) -> Any:
 
 def operators(program: Any) -> list[str]:
     """The kernels that the program calls outside of its delegates, "namespace::name.overload", sorted."""
-    names = {f"{op.name}.{op.overload}" if op.overload else op.name for op in program.execution_plan[0].operators}
-    return sorted(names)
+    operators = [op for plan in program.execution_plan for op in plan.operators]
+    return sorted({f"{op.name}.{op.overload}" if op.overload else op.name for op in operators})
 
 
 def planned_bytes(program: Any) -> int:
-    """Bytes of the memory arena that the program asks for. A delegate's own workspace is not in it."""
-    return int(sum(program.execution_plan[0].non_const_buffer_sizes))
+    """Bytes of the memory arenas that the methods ask for. A delegate's own workspace is not in it."""
+    return int(sum(sum(plan.non_const_buffer_sizes) for plan in program.execution_plan))
 
 
 def delegate_data(program: Any, backend: str) -> list[bytes]:
-    """The payloads of every delegate of a backend, in the program's order."""
+    """The payloads of every delegate of a backend, in the program's order, method after method."""
     return [
         bytes(program.backend_delegate_data[delegate.processed.index].data)
-        for delegate in program.execution_plan[0].delegates
+        for plan in program.execution_plan
+        for delegate in plan.delegates
         if delegate.id == backend
     ]
 
@@ -152,20 +153,20 @@ def _xnnpack_weight(payload: XnnpackPayload, value: Mapping[str, Any]) -> Quanti
     )
 
 
-def _constant(program: Any, index: int) -> tuple[bytes, Sequence[int], int]:
-    """Bytes, shape and executorch scalar type of a constant tensor, by its index among the plan's values."""
-    tensor = program.execution_plan[0].values[index].val
+def _constant(program: Any, plan: Any, index: int) -> tuple[bytes, Sequence[int], int]:
+    """Bytes, shape and executorch scalar type of a constant tensor, by its index among a plan's values."""
+    tensor = plan.values[index].val
     return program.constant_buffer[tensor.data_buffer_idx].storage, tensor.sizes, int(tensor.scalar_type)
 
 
-def _embedding_weight(file: Any, arguments: Sequence[int], bits: int) -> QuantizedTensor:
+def _embedding_weight(file: Any, plan: Any, arguments: Sequence[int], bits: int) -> QuantizedTensor:
     """The table that an embedding kernel is called with.
 
     A 4-bit table that is also a head's weight, byte for byte, is in the head's order (`native.pack_table`).
     """
     program = file.program
-    data, shape, _ = _constant(program, arguments[0])
-    scale_data, scale_shape, scale_type = _constant(program, arguments[1])
+    data, shape, _ = _constant(program, plan, arguments[0])
+    scale_data, scale_shape, scale_type = _constant(program, plan, arguments[1])
     # A buffer carries padding up to the next one.
     data = data[: int(np.prod(shape))]
     half = scale_type == 5  # ScalarType.HALF
@@ -190,18 +191,16 @@ def _embedding_weight(file: Any, arguments: Sequence[int], bits: int) -> Quantiz
 def stored_weights(file: Any) -> Iterator[tuple[str, QuantizedTensor]]:
     """Every quantized weight in a parsed file, under a name that says where it lies.
 
-    `kernel/7` is the 7th instruction of the program, an embedding; `xnnpack/0/17` value 17 of delegate 0.
+    `kernel/7` is the 7th instruction of the program, an embedding; `xnnpack/0/17` value 17 of delegate 0. A kernel's
+    method stands before it where it is not `forward`, `encoder/kernel/7`; delegates are counted on.
     """
-    plan = file.program.execution_plan[0]
-    for index, instruction in enumerate(plan.chains[0].instructions):
-        call = instruction.instr_args
-        if hasattr(call, "op_index"):
-            bits = EMBEDDINGS.get(plan.operators[call.op_index].name)
+    for plan in file.program.execution_plan:
+        method = "" if plan.name == "forward" else f"{plan.name}/"
+        for index, instruction in enumerate(plan.chains[0].instructions):
+            call = instruction.instr_args
+            bits = EMBEDDINGS.get(plan.operators[call.op_index].name) if hasattr(call, "op_index") else None
             if bits is not None:
-                yield (
-                    f"kernel/{index}",
-                    _embedding_weight(file, call.args, bits),
-                )
+                yield f"{method}kernel/{index}", _embedding_weight(file, plan, call.args, bits)
     for number, payload in enumerate(xnnpack_payloads(file)):
         for index, entry in enumerate(payload.graph["xvalues"]):
             value = entry["xvalue_union"]

@@ -11,6 +11,8 @@ Source: ONNX Runtime, ContribOperators.md, 1.31.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -21,6 +23,10 @@ from edgeport.export.onnx.graph import MICROSOFT, Writer, answer_for
 from edgeport.export.onnx.trace import PLACEHOLDERS
 from edgeport.formats import CACHE_BITS
 from edgeport.model.types import Decoder
+
+OPERATORS = ("GroupQueryAttention", "MultiHeadAttention")
+BIAS, ATTENTION_BIAS = 6, 10
+"""Place of what is added to the scores, in the placeholder and in the operator."""
 
 
 def _made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
@@ -65,6 +71,19 @@ def tables_of(rotary: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return found[0], found[1]
 
 
+def _unscaled(query: ir.Value, attributes: dict[str, Any]) -> ir.Value:
+    """A flat query without the one factor that it was multiplied by, which goes to the operator's scale (Whisper)."""
+    product = _made_by(query, "Mul")
+    if product is None or len(list(query.uses())) > 1:
+        return query
+    for value, factor in (product.inputs, product.inputs[::-1]):
+        constant = None if factor is None else factor.const_value
+        if value is not None and constant is not None and constant.size == 1 and value.const_value is None:
+            attributes["scale"] = float(attributes["scale"] * constant.numpy().item())
+            return value
+    return query
+
+
 class _Lengths:
     """How many tokens there are, as the operator wants to know it; made once a graph."""
 
@@ -98,10 +117,11 @@ def _rotated(x: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
     return rotary.inputs[0], tables
 
 
-def _rounding(writer: Writer, decoder: Decoder, index: int) -> tuple[list[ir.Value | None], dict[str, int | str]]:
-    """Inputs 9 to 13 of the operator and its attributes for a cache of integers; nothing for one of floats."""
+def _rounding(writer: Writer, decoder: Decoder, past: str) -> tuple[list[ir.Value], dict[str, int | str]]:
+    """Inputs 12 and 13 of the operator and its attributes for a cache of integers; nothing for one of floats."""
     if decoder.cache == "float":
         return [], {}
+    index = past_names(len(decoder.layers)).index(past) // 2
     scales = decoder.scales[index]
     found = [
         writer.constant(f"edgeport.cache_{part}_{index}", scale.numpy()[None, :, None])
@@ -109,23 +129,24 @@ def _rounding(writer: Writer, decoder: Decoder, index: int) -> tuple[list[ir.Val
     ]
     bits = CACHE_BITS[decoder.cache]
     kind = "PER_CHANNEL"
-    return [None, None, None, *found], {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": bits}
+    return found, {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": bits}
 
 
 def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node, decoder: Decoder) -> None:
     query, key, value, *past = [x for x in node.inputs if x is not None][:5]
+    bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
     (straight_query, tables), (straight_key, others) = _rotated(query), _rotated(key)
     inside = tables is not None and tables == others
     if inside:
         query, key = straight_query, straight_key
-    inputs: list[ir.Value | None] = [_flat(writer, node, x) for x in (query, key, value)]
-    inputs += [*past, *lengths.values(node)]
-    inputs += [half_table(writer, table) for table in tables] if inside and tables is not None else [None, None]
-    name = past[0].name or ""
-    rounding, how = _rounding(writer, decoder, past_names(len(decoder.layers)).index(name) // 2)
-    inputs += rounding
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     attributes.pop("version", None)
+    flat, *rest = (_flat(writer, node, x) for x in (query, key, value))
+    inputs: list[ir.Value | None] = [_unscaled(flat, attributes), *rest, *past, *lengths.values(node)]
+    inputs += [half_table(writer, table) for table in tables] if inside and tables is not None else [None, None]
+    scales, how = _rounding(writer, decoder, past[0].name or "")
+    if bias is not None or scales:
+        inputs += [None, bias, None, *scales]
     answer, present_key, present_value = writer.node(
         node, "GroupQueryAttention", inputs, domain=MICROSOFT, outputs=3, do_rotary=int(inside), **attributes, **how
     )
@@ -135,7 +156,19 @@ def _write_attention(writer: Writer, lengths: _Lengths, node: ir.Node, decoder: 
     writer.graph.remove(node, safe=True)
 
 
-def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value) -> None:
+def _write_cross_attention(writer: Writer, node: ir.Node) -> None:
+    """Attention to states whose keys and values (1, heads, T, width) were computed before: MultiHeadAttention."""
+    query, key, value = node.inputs
+    assert query is not None
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes.pop("version", None)
+    inputs: list[ir.Value | None] = [_unscaled(_flat(writer, node, query), attributes), key, value]
+    (answer,) = writer.node(node, "MultiHeadAttention", inputs, domain=MICROSOFT, **attributes)
+    (apart,) = writer.node(node, "Reshape", [answer, writer.shape([0, 0, int(attributes["num_heads"]), -1])])
+    writer.replace(node, apart)
+
+
+def _write_rotation(writer: Writer, node: ir.Node, positions: ir.Value | None) -> None:
     tables = tables_of(node)
     assert tables is not None, "rotations are only marked where their tables are"
     halves = [half_table(writer, table) for table in tables]
@@ -158,10 +191,12 @@ def write_attention(program: ir.Model, decoder: Decoder) -> None:
     graph.opset_imports.setdefault(MICROSOFT, 1)
     writer = Writer(graph)
     lengths = _Lengths(writer, graph)
-    positions = next(value for value in graph.inputs if value.name == POSITIONS)
+    positions = next((value for value in graph.inputs if value.name == POSITIONS), None)
     for node in list(graph):
         if is_operator(node, "CachedAttention", PLACEHOLDERS):
             _write_attention(writer, lengths, node, decoder)
+        elif is_operator(node, "CrossAttention", PLACEHOLDERS):
+            _write_cross_attention(writer, node)
     RemoveUnusedNodesPass()(program)
     for node in list(graph):
         if is_operator(node, "Rotary", PLACEHOLDERS):
@@ -171,8 +206,8 @@ def write_attention(program: ir.Model, decoder: Decoder) -> None:
         if is_operator(node, "Table", PLACEHOLDERS):
             (rows,) = writer.node(node, "Gather", [node.inputs[0], node.inputs[1]], axis=0)
             writer.replace(node, rows)
-        elif is_operator(node, "Reshape") and _made_by(node.inputs[0], "GroupQueryAttention", MICROSOFT):
+        elif is_operator(node, "Reshape") and any(_made_by(node.inputs[0], kind, MICROSOFT) for kind in OPERATORS):
             _join(writer, node)
     RemoveUnusedNodesPass()(program)
-    if not positions.uses():
+    if positions is not None and not positions.uses():
         graph.inputs.remove(positions)

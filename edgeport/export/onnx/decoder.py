@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+PAST = "past_key_values."
 TRACED_TOKENS, TRACED_PAST = 3, 4
 SLACK = 128
 """Places that a cache with a window has beyond the window: the operator makes room for so many tokens at once."""
@@ -39,7 +40,7 @@ STORED: dict[CacheFormat, tuple[str, int]] = {"float": ("float32", 1), "int8": (
 
 def past_names(layers: int) -> list[str]:
     """The cache's inputs, in the file's order."""
-    return [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return [f"{PAST}{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def present_names(layers: int) -> list[str]:
@@ -121,17 +122,8 @@ class _Decoder(torch.nn.Module):
         present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def attend(call: Call) -> torch.Tensor:
-            batch, _, length, width = call.query.shape
-            kept = past[2 * call.index]
-            held = (batch, call.layer.kv_heads, mask.shape[1], kept.shape[3])
-            answer, key, value = torch.onnx.ops.symbolic_multi_out(
-                f"{PLACEHOLDERS}::CachedAttention",
-                (call.query, call.key, call.value, kept, past[2 * call.index + 1], mask),
-                _attributes(call, self.decoder),
-                dtypes=(call.query.dtype, kept.dtype, kept.dtype),
-                shapes=((batch, length, call.layer.heads, width), held, held),
-                version=1,
-            )
+            pair = past[2 * call.index], past[2 * call.index + 1]
+            answer, key, value = cached_attention(call, self.decoder, pair, mask)
             present[call.index] = (key, value)
             return answer
 
@@ -140,6 +132,33 @@ class _Decoder(torch.nn.Module):
                 input_ids=ids, position_ids=positions, past_key_values=StepCache(), use_cache=True, logits_to_keep=1
             )
         return (result.logits, *(tensor for index in sorted(present) for tensor in present[index]))
+
+
+def cached_attention(
+    call: Call,
+    decoder: Decoder,
+    past: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The placeholder of one layer's attention: what it answers, (1, S, heads, head_dim), and the cache after it.
+
+    Args:
+        bias: (1, heads, S, T), added to the scores.
+    """
+    batch, _, length, width = call.query.shape
+    kept = past[0]
+    held = (batch, call.layer.kv_heads, mask.shape[1], kept.shape[3])
+    added = () if bias is None else (bias,)
+    answer, key, value = torch.onnx.ops.symbolic_multi_out(
+        f"{PLACEHOLDERS}::CachedAttention",
+        (call.query, call.key, call.value, *past, mask, *added),
+        _attributes(call, decoder),
+        dtypes=(call.query.dtype, kept.dtype, kept.dtype),
+        shapes=((batch, length, call.layer.heads, width), held, held),
+        version=1,
+    )
+    return answer, key, value
 
 
 def _attributes(call: Call, decoder: Decoder) -> dict[str, Any]:

@@ -72,22 +72,22 @@ def settle_weights(graph: ir.Graph, names: Iterable[str]) -> bool:
     return changed
 
 
-def write_ort_format(program: ir.Model, names: Iterable[str], out: Path) -> str:
-    """Write `model.ort` and the required-operators config beside `model.onnx`. Returns the .ort file's name.
+def write_ort_format(program: ir.Model, names: Iterable[str], out: Path, file_name: str = FILE) -> str:
+    """Write the ORT-format file of an ONNX file, and the required-operators config. Returns the .ort file's name.
 
     The program is changed: see `settle_weights`. `names`: see there.
     """
     if not settle_weights(program.graph, names):
-        _convert(out / FILE, out)
+        _convert(out / file_name, out)
     else:
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            save(program, Path(folder))
-            _convert(Path(folder) / FILE, out)
-    return Path(FILE).with_suffix(".ort").name
+            save(program, Path(folder), file_name)
+            _convert(Path(folder) / file_name, out)
+    return Path(file_name).with_suffix(".ort").name
 
 
 def _convert(onnx_file: Path, out: Path) -> None:
-    """Write `<name>.ort` and the required-operators config of an ONNX file into `out`.
+    """Write `<name>.ort` of an ONNX file into `out`, and the required-operators config of all such files there.
 
     Constant folding is off: it would widen integer and float16 weights to float32 in the file. So are the
     layout optimizations, whose NCHWc form runs on no phone and which fold the Casts of float16 weights as well:
@@ -112,7 +112,7 @@ def _convert(onnx_file: Path, out: Path) -> None:
         disabled_optimizers=["ConstantFolding"],
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        create_config_from_models([path], config, enable_type_reduction=True)
+        create_config_from_models(sorted(out.glob("*.ort")), config, enable_type_reduction=True)
     fix_order(path)
     # Its comment lines name the model by its path on this machine.
     lines = config.read_text().splitlines(keepends=True)

@@ -30,13 +30,13 @@ def _settings(node: ir.Node) -> dict[str, int]:
 
 
 def _alike(nodes: list[ir.Node]) -> bool:
-    """The products have one input, one form of weights, and all or none of them zero points and biases."""
+    """The products have one input, one form of weights, and all or none of them zero points."""
     first = nodes[0]
     return all(
         is_operator(node, *BLOCKS)
         and node.inputs[0] is first.inputs[0]
         and _settings(node) == _settings(first)
-        and [value is None for value in _operands(node)] == [value is None for value in _operands(first)]
+        and [value is None for value in _operands(node)[:5]] == [value is None for value in _operands(first)[:5]]
         and len(list(node.outputs[0].uses())) == 1
         and not node.outputs[0].is_graph_output()
         for node in nodes
@@ -67,8 +67,13 @@ def _join(writer: Writer, attention: ir.Node, nodes: list[ir.Node], name: str) -
     for values in zip(*(_operands(node)[1:] for node in nodes), strict=True):
         # A bias may have other readers: it is small, and written once more.
         sources = [value if value is None or value.const_value is not None else _source(value) for value in values]
-        rows = [_rows(value, count) for value, count in zip(sources, counts, strict=True) if value is not None]
-        arrays.append(np.concatenate(rows) if rows else None)
+        none = all(value is None for value in sources)
+        # Of all operands only biases may be some there and some not (Whisper's keys have none): those are zeros.
+        rows = [
+            np.zeros((count, 1), np.float32) if value is None else _rows(value, count)
+            for value, count in zip(sources, counts, strict=True)
+        ]
+        arrays.append(None if none else np.concatenate(rows))
     codes, scale, zero, _, bias = arrays
     assert codes is not None
     assert scale is not None

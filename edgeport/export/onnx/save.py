@@ -19,12 +19,12 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes that one protobuf message can hold, less room for the graph itself."""
 
 
-def save(program: ir.Model, out: Path) -> None:
-    """Write `model.onnx`, with the weights beside it in `model.onnx.data` when they pass protobuf's 2 GB."""
+def save(program: ir.Model, out: Path, file_name: str = FILE) -> None:
+    """Write an ONNX file, with the weights beside it in `<file_name>.data` when they pass protobuf's 2 GB."""
     initializers = program.graph.initializers
     size = sum(value.const_value.nbytes for value in initializers.values() if value.const_value is not None)
     if size >= PROTOBUF_LIMIT:
-        ir.save(program, out / FILE, external_data=f"{FILE}.data")
+        ir.save(program, out / file_name, external_data=f"{file_name}.data")
         return
     weights = dict(initializers)
     initializers.clear()
@@ -32,7 +32,7 @@ def save(program: ir.Model, out: Path) -> None:
         graph = ir.to_proto(program).SerializeToString(deterministic=True)
     finally:
         initializers.update(weights)
-    with (out / FILE).open("wb") as file:
+    with (out / file_name).open("wb") as file:
         file.write(graph)
         for name, value in weights.items():
             if value.const_value is not None:

@@ -14,7 +14,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -225,6 +225,28 @@ def _select_outputs(graph: ir.Graph, model: Model) -> None:
     graph.outputs.extend(chosen)
 
 
+def trace_decoder(
+    model: Model, files: Model, export: Callable[[torch.nn.Module, Model, int], ir.Model], opset: int
+) -> ir.Model:
+    """Export a model with a cache by `export(marked module, model, opset)`.
+
+    Args:
+        files: the model with the inputs and outputs that the graph has.
+
+    Raises:
+        TargetRefusesError: the exporter can't convert the model.
+    """
+    with quiet():
+        try:
+            program = export(marked_copy(model), model, opset)
+        except EdgeportError:
+            raise
+        except Exception as error:
+            raise _refusal(error, model) from error
+    _select_outputs(program.graph, files)
+    return program
+
+
 def trace(model: Model, settings: LoweringSettings, opset: int) -> ir.Model:
     """Export a model to an ONNX graph, unfused, with an `edgeport::Weight` on each compressed weight.
 
@@ -232,19 +254,11 @@ def trace(model: Model, settings: LoweringSettings, opset: int) -> ir.Model:
         TargetRefusesError: the exporter can't convert the model, or a dimension that should vary can't.
         BadInputError: an output that the model promises does not exist.
     """
-    module = marked_copy(model)
     if model.decoder is not None:
         from edgeport.export.onnx.decoder import export_decoder, file_model
 
-        with quiet():
-            try:
-                program = export_decoder(module, model, opset)
-            except EdgeportError:
-                raise
-            except Exception as error:
-                raise _refusal(error, model) from error
-        _select_outputs(program.graph, file_model(model))
-        return program
+        return trace_decoder(model, file_model(model), export_decoder, opset)
+    module = marked_copy(model)
     example, shapes = trace_inputs(model, settings)
     with quiet():
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ import torch
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact
 from edgeport.export.onnx.packing import unpack
-from edgeport.quantized import QuantizedTensor, ScaleDtype
+from edgeport.quantized import QuantizedTensor, ScaleDtype, digest
 
 StoredWeight = QuantizedTensor
 
@@ -188,18 +189,14 @@ _READERS: dict[tuple[str, int], Callable[[ir.Node, np.ndarray], StoredWeight]] =
 }
 
 
-def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
-    """Every compressed weight of the file: codes in the weight's shape, scale (N, K/g) float32.
-
-    Raises:
-        BadInputError: the file can't be read, or a weight that the artifact lists is not in it.
-    """
+def _read(path: Path, stored: Mapping[str, str]) -> dict[str, StoredWeight]:
+    """The compressed weights of one file, given under which name it stores each."""
     try:
-        program = ir.load(artifact.path)
+        program = ir.load(path)
     except Exception as error:
-        raise BadInputError(f"The ONNX file can't be read: {error}.", where=artifact.entry) from error
+        raise BadInputError(f"The ONNX file can't be read: {error}.", where=path.name) from error
     found: dict[str, StoredWeight] = {}
-    for parameter, name in artifact.weights.items():
+    for parameter, name in stored.items():
         value, rows = _initializer(program.graph, name)
         codes = _array(value, f"initializer {name!r}")
         users = {(user.op_type, index): user for user, index in value.uses()}
@@ -208,3 +205,28 @@ def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
             raise BadInputError("No operator of the file uses a compressed weight.", where=name)
         found[parameter] = _cut(_READERS[kind](users[kind], codes), rows)
     return found
+
+
+def read_weights(artifact: Artifact) -> dict[str, StoredWeight]:
+    """Every compressed weight of the artifact: codes in the weight's shape, scale (N, K/g) float32.
+
+    A weight that an encoder's file and its decoder's both hold must be the same in both.
+
+    Raises:
+        BadInputError: a file can't be read, a weight that the artifact lists is not in it, or two files differ.
+    """
+    places: dict[Path, dict[str, str]] = {path: {} for path in artifact.paths}
+    beside = "" if artifact.encoder is None else f"{artifact.encoder.entry}:"
+    for parameter, several in artifact.weights.items():
+        for place in several.split(" + "):
+            other = bool(beside) and place.startswith(beside)
+            path = artifact.paths[0] if other else artifact.path
+            places[path][parameter] = place.removeprefix(beside)
+    found: dict[str, StoredWeight] = {}
+    for path, stored in places.items():
+        for parameter, weight in _read(path, stored).items():
+            if digest(found.setdefault(parameter, weight)) != digest(weight):
+                raise BadInputError(
+                    "The encoder's file and the decoder's hold two versions of a weight.", where=parameter
+                )
+    return {parameter: found[parameter] for parameter in artifact.weights}
