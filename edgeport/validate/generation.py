@@ -28,6 +28,8 @@ LENGTHS = (32, 512, 2048)
 LONG, LONG_QUICK, LONG_REFERENCE = 512, 96, 24
 """Tokens of the long check: whole, with --quick, and in a reference evaluator."""
 STEPS, STEPS_QUICK = 16, 4
+CACHE_BYTES = {"onnxruntime": 4, "executorch": 4, "coreml": 2}
+"""Of one number in a runtime's cache: Core ML's states are float16, whatever the arithmetic."""
 LEAST_COSINE = 0.99
 """Of the two score vectors. One position off gives 0.9 and less; 8-bit rounding was seen to leave 0.998."""
 
@@ -109,7 +111,7 @@ def measure_generation(
             rates.append(_rate(tokens, ids, length, STEPS_QUICK if quick else STEPS))
     return Generation(
         context=room,
-        cache_bytes_per_token=cache_values * 4,
+        cache_bytes_per_token=cache_values * CACHE_BYTES[artifact.runtime],
         long_tokens=long,
         long_cosine=float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))),
         long_kl=max(divergence(a[None], b[None]), 0.0),
