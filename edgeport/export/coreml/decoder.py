@@ -140,7 +140,7 @@ class _Step:
         """(1, 1, groups * S, T), added to the scores; made once for all layers that have it."""
         if (window, groups) not in self._masks:
             ahead = self.places[: self.total][None] - self.rows(self.places)[:, None]  # (S, T): 0 is the token itself
-            hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
+            hidden = ahead > 0 if window is None else torch.logical_or(ahead > 0, ahead <= -window)
             mask = hidden.to(torch.float32) * -HIDDEN  # coremltools gives a choice between two numbers no shape
             self._masks[window, groups] = mask.repeat(groups, 1)[None, None]
         return self._masks[window, groups]
