@@ -10,8 +10,8 @@ reaches the program, and every size in it then follows from the shapes of the in
 run no shapes that depend on values). Which tokens see which follows from their positions. A text is cut short by giving
 a smaller T: what lies behind it is never read, and written over later.
 
-Writing the cache and reading it stand as operators of our own in the traced program; `conversions` makes of each
-layer's write one slice_update of the state in place, as Core ML's compiler wants it.
+Attention is iOS 18's fused operator; a soft cap, which it does not know, takes matrix products. Layers with a window
+hide by their mask what lies before it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -34,39 +32,15 @@ from edgeport.export.coreml.float16 import MASK as HIDDEN
 from edgeport.export.coreml.library import quiet
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.patches import forward_replaced, plain_attention
+from edgeport.export.coreml.states import conversions, read, write
 from edgeport.export.coreml.trace import decompose
 from edgeport.model.decoder import TASK, Call, StepCache, attending, with_tables
 from edgeport.model.types import AttentionLayer, Axis, Decoder, Model, TensorSpec
 
 IDS, MASK, LOGITS = "inputIds", "causalMask", "logits"
 KEYS, VALUES = "keyCache", "valueCache"
-TRACED_TOKENS, TRACED_TOTAL = 3, 7
-
-
-@torch.library.custom_op("edgeport_coreml::write", mutates_args=())
-def write(cache: torch.Tensor, rows: torch.Tensor, layer: int, start: int) -> torch.Tensor:
-    """The cache (layers, 1, kv_heads, context, head_dim) with one layer's rows (1, kv_heads, S, head_dim) from `start`
-    on replaced."""
-    written = cache.clone()
-    written[layer, :, :, start : start + rows.shape[2]] = rows
-    return written
-
-
-@write.register_fake
-def _(cache: torch.Tensor, rows: torch.Tensor, layer: int, start: int) -> torch.Tensor:
-    return torch.empty_like(cache)
-
-
-@torch.library.custom_op("edgeport_coreml::read", mutates_args=())
-def read(cache: torch.Tensor, layer: int, length: int) -> torch.Tensor:
-    """The first `length` rows of one layer, (1, kv_heads, length, head_dim)."""
-    return cache[layer, :, :, :length].clone()
-
-
-@read.register_fake
-def _(cache: torch.Tensor, layer: int, length: int) -> torch.Tensor:
-    _, batch, heads, _, width = cache.shape
-    return cache.new_empty(batch, heads, length, width)
+TRACED_TOKENS, TRACED_TOTAL = 2, 4
+UNCACHED = f"without a cache (`--task {TASK}`)"
 
 
 def file_specs(decoder: Decoder) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -107,14 +81,14 @@ def check_settings(settings: LoweringSettings, deployment: str) -> None:
             "Core ML keeps states, and so a cache, from iOS 18 on.",
             where="minimum_deployment_target",
             allowed="iOS18",
-            next_step=f"Export without a cache (`--task {TASK}`), or for an iOS 18 target.",
+            next_step=f"Export {UNCACHED}, or for an iOS 18 target.",
         )
     if settings.enumerated:
         raise TargetRefusesError(
             "A model with a cache takes any number of tokens a call, and can't enumerate them: with each token the "
             "text grows by one.",
             where="--enumerate",
-            next_step=f"Leave it out, or export without a cache (`--task {TASK}`).",
+            next_step=f"Leave it out, or export {UNCACHED}.",
         )
 
 
@@ -148,10 +122,10 @@ class _Step:
     def attend(self, call: Call) -> torch.Tensor:
         """Attention over the cache; (1, S, heads, head_dim). Query heads that share a key stand under each other."""
         layer = call.layer
-        self.keys = torch.ops.edgeport_coreml.write(self.keys, call.key, call.index, self.start)
-        self.values = torch.ops.edgeport_coreml.write(self.values, call.value, call.index, self.start)
-        keys = torch.ops.edgeport_coreml.read(self.keys, call.index, self.total)
-        values = torch.ops.edgeport_coreml.read(self.values, call.index, self.total)
+        self.keys = write(self.keys, call.key, call.index, self.start)
+        self.values = write(self.values, call.value, call.index, self.start)
+        keys = read(self.keys, call.index, self.total)
+        values = read(self.values, call.index, self.total)
         groups = layer.heads // layer.kv_heads
         query = call.query.reshape(1, layer.kv_heads, groups * self.count, layer.head_dim)
         answer = _attention(layer, query, keys, values, self.mask(layer.window, groups))
@@ -181,7 +155,7 @@ def _traced(module: Any, decoder: Decoder) -> torch.export.ExportedProgram:
         module.register_buffer(name, torch.zeros(cache_shape(decoder)))
     original = module.forward
 
-    def forward(inputIds: torch.Tensor, causalMask: torch.Tensor) -> torch.Tensor:  # noqa: N803 (the file's names)
+    def forward(inputIds: torch.Tensor, causalMask: torch.Tensor) -> torch.Tensor:
         count, total = inputIds.shape[1], causalMask.shape[3]
         torch._check(total >= count)
         step.append(_Step(module, module.keyCache, module.valueCache, count, total))
@@ -198,9 +172,8 @@ def _traced(module: Any, decoder: Decoder) -> torch.export.ExportedProgram:
         logits: torch.Tensor = result.logits
         return logits
 
-    most = decoder.context
     example = (torch.ones(1, TRACED_TOKENS, dtype=torch.int32), torch.zeros(1, 1, 1, TRACED_TOTAL))
-    dynamic = torch.export.Dim.AUTO(min=1, max=most)
+    dynamic = torch.export.Dim.AUTO(min=1, max=decoder.context)
     with forward_replaced(module, forward), plain_attention(), torch.no_grad():
         return torch.export.export(module, example, dynamic_shapes=({1: dynamic}, {3: dynamic}), strict=False)
 
@@ -220,13 +193,12 @@ def export_decoder(model: Model, *, half: bool) -> tuple[torch.export.ExportedPr
     decoder = model.decoder
     assert decoder is not None
     shapes = sorted({(layer.kv_heads, layer.head_dim) for layer in decoder.layers})
-    uncached = f"Export it without one (`--task {TASK}`)."
     if len(shapes) > 1:
         raise TargetRefusesError(
             f"The layers keep caches of different shapes: {shapes} (heads, width).",
             where=f"model {model.name}",
             allowed="one shape for all layers",
-            next_step=uncached,
+            next_step=f"Export it {UNCACHED}.",
         )
     shared = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
     module = copy.deepcopy(model.module, memo=shared)
@@ -238,71 +210,7 @@ def export_decoder(model: Model, *, half: bool) -> tuple[torch.export.ExportedPr
             raise TargetRefusesError(
                 f"torch.export can't trace the model with a cache: {first_line(error)}",
                 where=f"model {model.name}",
-                next_step=uncached,
+                next_step=f"Export it {UNCACHED}.",
             ) from error
     with conversions():
         return decompose(program, model), list(norms)
-
-
-@contextlib.contextmanager
-def conversions() -> Iterator[None]:
-    """Let coremltools know the two operators of the cache."""
-    builder: Any = import_module("coremltools.converters.mil").Builder
-    types: Any = import_module("coremltools.converters.mil.mil.types")
-    registry: Any = import_module("coremltools.converters.mil.frontend.torch.torch_op_registry")._TORCH_OPS_REGISTRY
-
-    def held(value: Any) -> Any:
-        """The cache as it is stored: coremltools casts what it reads of a state to float32, all of it."""
-        return value.op.x if value.op is not None and value.op.op_type == "cast" else value
-
-    def corner(layer: int, row: Any) -> Any:
-        return builder.concat(values=[np.array([layer, 0, 0], np.int32), row, np.array([0], np.int32)], axis=0)
-
-    def row(context: Any, value: Any) -> Any:
-        """A number of rows, known or not, as a vector of one."""
-        found = context[value] if isinstance(value, str) else value
-        if not hasattr(found, "rank"):
-            return np.array([int(found)], np.int32)
-        return builder.expand_dims(x=found, axes=[0]) if found.rank == 0 else found
-
-    def convert_write(context: Any, node: Any) -> None:
-        cache, rows = held(context[node.inputs[0]]), context[node.inputs[1]]
-        layer, start = int(node.inputs[2]), row(context, node.inputs[3])
-        shape = builder.shape(x=rows)
-        end = builder.add(x=start, y=builder.slice_by_index(x=shape, begin=[2], end=[3]))
-        updated = builder.slice_update(
-            x=cache,
-            update=builder.expand_dims(x=builder.cast(x=rows, dtype="fp16"), axes=[0]),
-            begin=corner(layer, start),
-            end=corner(layer + 1, end),
-            begin_mask=[False, True, True, False, True],
-            end_mask=[False, True, True, False, True],
-        )
-        source = context.name_to_source_state[node.inputs[0]]
-        state = builder.coreml_update_state(state=source, value=updated)
-        context.name_to_source_state[node.name] = source
-        # The state has the new rows from here on: the write of the whole that ends a program in torch has nothing left.
-        context.torch_graph.output_name_to_target_buffer_name.clear()
-        context.add(builder.cast(x=state, dtype="fp32", name=node.name))
-
-    def convert_read(context: Any, node: Any) -> None:
-        cache, layer = held(context[node.inputs[0]]), int(node.inputs[1])
-        rows = builder.slice_by_index(
-            x=cache,
-            begin=[layer, 0, 0, 0, 0],
-            end=corner(layer + 1, row(context, node.inputs[2])),
-            begin_mask=[False, True, True, True, True],
-            end_mask=[False, True, True, False, True],
-            squeeze_mask=[True, False, False, False, False],
-        )
-        context.add(builder.cast(x=rows, dtype="fp32", name=node.name))
-
-    assert types is not None
-    mapping = registry.name_to_func_mapping
-    ours = {"edgeport_coreml::write": convert_write, "edgeport_coreml::read": convert_read}
-    mapping.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del mapping[name]

@@ -26,6 +26,7 @@ from edgeport.export.coreml.interface import check_enumerated, file_specs, input
 from edgeport.export.coreml.library import converting, failing_operator, load_coremltools
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.package import write_package
+from edgeport.export.coreml.states import conversions
 from edgeport.export.coreml.trace import export
 from edgeport.export.coreml.weights import logical
 from edgeport.mlpackage.constants import Constant, constants
@@ -132,7 +133,7 @@ def _convert(
             predicted_probabilities_output=f"{LABEL}_probabilities",
         )
     inputs = input_types(ct, model, settings) if model.decoder is None else caching.input_types(ct, model.decoder)
-    with converting() as lines, caching.conversions():
+    with converting() as lines, conversions():
         try:
             return ct.convert(
                 program,
@@ -149,10 +150,11 @@ def _convert(
             operator = failing_operator(lines)
             what = "Core ML's converter can't take this model"
             dynamic = settings.shapes == "dynamic" or len(settings.enumerated) > 1
+            otherwise = "with fixed shapes (`--shapes fixed`)" if model.decoder is None else caching.UNCACHED
             raise TargetRefusesError(
                 f"{what}: it stops at the operator {operator}." if operator else f"{what}.",
                 where=f"{model.name} ({type(error).__name__}: {str(error).strip()[:300]})",
-                next_step="Export with fixed shapes (`--shapes fixed`)." if dynamic else None,
+                next_step=f"Export {otherwise}." if dynamic else None,
             ) from error
 
 
