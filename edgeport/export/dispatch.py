@@ -36,6 +36,10 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
             raise TargetRefusesError(
                 f"The model {model.name!r} has no sequence axis to enumerate.", where="--enumerate"
             )
+    if model.decoder is not None and target.coreml is not None:
+        from edgeport.export.coreml.decoder import check_settings as check_cache
+
+        check_cache(settings, target.coreml.minimum_deployment_target)
     if settings.image_input and (target.runtime != "coreml" or model.image is None):
         raise TargetRefusesError(
             "A picture as input needs a Core ML target and a model with image preprocessing.",

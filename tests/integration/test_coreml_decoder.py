@@ -18,8 +18,7 @@ from edgeport.compress import apply_recipe
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.decoder import KEYS, VALUES, export_decoder
-from edgeport.export.coreml.lower import lower
-from edgeport.export.dispatch import read_weights
+from edgeport.export.dispatch import lower, read_weights
 from edgeport.mlpackage.package import load_package
 from edgeport.mlpackage.program import parse_function
 from edgeport.model.build import build_huggingface
@@ -69,7 +68,7 @@ def make(family: str, *, layers: int = 2) -> Model:
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 80,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -95,13 +94,9 @@ def make(family: str, *, layers: int = 2) -> Model:
 
 
 def compressed(model: Model) -> Model:
-    """Blocks of 4 bits in attention, palettes elsewhere, 8 bits for the table."""
-    steps = [
-        {"method": "rtn", "linear": ["int4_g32"], "embedding": ["int8"], "exclude": ["*mlp*"]},
-        {"method": "rtn", "linear": ["lut4_g16"], "embedding": ["float"], "exclude": ["*attn*"]},
-    ]
-    steps = [{**step, "activations": ["float"]} for step in steps]
-    recipe = parse_mapping(Recipe, {"name": "t", "summary": "t", "compress": steps, "gate": {}}, "t")
+    """Blocks of 4 bits, palettes where a row can't be cut into blocks of 32, 8 bits for the table."""
+    step = {"method": "rtn", "linear": ["int4_g32", "lut4_g16"], "embedding": ["int8"], "activations": ["float"]}
+    recipe = parse_mapping(Recipe, {"name": "t", "summary": "t", "compress": [step], "gate": {}}, "t")
     return apply_recipe(model, recipe, load_target(TARGET))[0]
 
 

@@ -53,8 +53,6 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     deployment = target.coreml.minimum_deployment_target
     if model.decoder is None:
         check_enumerated(model, settings, deployment)
-    else:
-        caching.check_settings(settings, deployment)
     check_forms(model.quantized, deployment, settings.precision)
     ct = load_coremltools()
     classifier = settings.image_input and bool(model.labels)
