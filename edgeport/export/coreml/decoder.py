@@ -157,7 +157,7 @@ def _traced(module: Any, decoder: Decoder) -> torch.export.ExportedProgram:
 
     def forward(inputIds: torch.Tensor, causalMask: torch.Tensor) -> torch.Tensor:
         count, total = inputIds.shape[1], causalMask.shape[3]
-        torch._check(total >= count)
+        torch._check(total >= count)  # type: ignore[no-untyped-call]
         step.append(_Step(module, module.keyCache, module.valueCache, count, total))
         with attending(module, lambda call: step[-1].attend(call)):
             result = original(

@@ -26,7 +26,6 @@ from edgeport.export.coreml.interface import check_enumerated, file_specs, input
 from edgeport.export.coreml.library import converting, failing_operator, load_coremltools
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.package import write_package
-from edgeport.export.coreml.states import conversions
 from edgeport.export.coreml.trace import export
 from edgeport.export.coreml.weights import logical
 from edgeport.mlpackage.constants import Constant, constants
@@ -131,7 +130,7 @@ def _convert(
             predicted_probabilities_output=f"{LABEL}_probabilities",
         )
     inputs = input_types(ct, model, settings) if model.decoder is None else caching.input_types(ct, model.decoder)
-    with converting() as lines, conversions():
+    with converting() as lines:
         try:
             return ct.convert(
                 program,
