@@ -196,6 +196,20 @@ def test_float16_is_the_model_within_its_rounding(llama: tuple[Model, Artifact],
     assert artifact.facts["safe_norms"] == 5
 
 
+def test_tokens_are_all_that_varies(llama: tuple[Model, Artifact]) -> None:
+    """Attention: two heads of 16, the queries of those that share a key under each other."""
+    operations = parse_function(load_package(llama[1].path)).body.operations
+    types = [item.outputs[0].type for item in operations if item.type == "scaled_dot_product_attention"]
+    assert [None if kind is None else kind.shape for kind in types] == [(1, 2, None, 16)] * 2
+    varying = [
+        sum(size is None for size in output.type.shape)
+        for item in operations
+        for output in item.outputs
+        if output.type is not None and output.type.shape is not None
+    ]
+    assert max(varying) == 2  # the mask: tokens of a call by tokens in all
+
+
 def test_compressed_weights_are_in_the_file_bit_for_bit_and_once(llama: tuple[Model, Artifact]) -> None:
     model, artifact = llama
     stored = read_weights(artifact)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
@@ -127,8 +128,10 @@ class _Step:
         keys = read(self.keys, call.index, self.total)
         values = read(self.values, call.index, self.total)
         groups = layer.heads // layer.kv_heads
+        # All layers that see the whole cache share one mask.
+        window = layer.window if layer.window is not None and layer.window < self.keys.shape[3] else None
         query = call.query.reshape(1, layer.kv_heads, groups * self.count, layer.head_dim)
-        answer = _attention(layer, query, keys, values, self.mask(layer.window, groups))
+        answer = _attention(layer, query, keys, values, self.mask(window, groups))
         return answer.reshape(1, layer.heads, self.count, layer.head_dim).transpose(1, 2)
 
 
@@ -178,6 +181,25 @@ def _traced(module: Any, decoder: Decoder) -> torch.export.ExportedProgram:
         return torch.export.export(module, example, dynamic_shapes=({1: dynamic}, {3: dynamic}), strict=False)
 
 
+RESHAPES = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
+
+
+def _write_sizes(program: torch.export.ExportedProgram) -> None:
+    """Give reshapes the sizes that they leave to be found, -1, where they are numbers.
+
+    coremltools finds them again only while a size that varies is one symbol: from the second layer on the number of
+    heads would vary too.
+    """
+    for node in program.graph.nodes:
+        if node.target in RESHAPES and -1 in node.args[1]:
+            found = node.meta["val"].shape
+            sizes = [
+                int(have) if size == -1 and is_concrete_int(have) else size
+                for size, have in zip(node.args[1], found, strict=True)
+            ]
+            node.args = (node.args[0], sizes)
+
+
 def export_decoder(model: Model, *, half: bool) -> tuple[torch.export.ExportedProgram, list[str]]:
     """Trace a model that keeps a cache.
 
@@ -213,4 +235,6 @@ def export_decoder(model: Model, *, half: bool) -> tuple[torch.export.ExportedPr
                 next_step=f"Export it {UNCACHED}.",
             ) from error
     with conversions():
-        return decompose(program, model), list(norms)
+        program = decompose(program, model)
+    _write_sizes(program)
+    return program, list(norms)
