@@ -1,4 +1,4 @@
-"""SmolLM2-135M with its cache on Core ML: the saved package, run by the reference evaluator (not by Apple's kernels)."""
+"""SmolLM2-135M with its cache on Core ML: the saved package, run by the reference evaluator, not by Apple's kernels."""
 
 from __future__ import annotations
 
