@@ -101,10 +101,9 @@ def facts(decoder: Decoder) -> dict[str, Any]:
 class _Step:
     """One call: where its tokens stand, what they see, and the states as the layers so far left them."""
 
-    def __init__(self, tables: Any, keys: torch.Tensor, values: torch.Tensor, count: Any, total: Any) -> None:
-        self.keys, self.values, self.count, self.total = keys, values, count, total
-        self.start = total - count
-        self.places = tables.edgeport_places
+    def __init__(self, module: Any, count: Any, total: Any) -> None:
+        self.keys, self.values, self.places = module.keyCache, module.valueCache, module.edgeport_places
+        self.count, self.total, self.start = count, total, total - count
         self._masks: dict[tuple[int | None, int], torch.Tensor] = {}
 
     def rows(self, table: torch.Tensor) -> torch.Tensor:
@@ -161,7 +160,7 @@ def _traced(module: Any, decoder: Decoder) -> torch.export.ExportedProgram:
     def forward(inputIds: torch.Tensor, causalMask: torch.Tensor) -> torch.Tensor:
         count, total = inputIds.shape[1], causalMask.shape[3]
         torch._check(total >= count)  # type: ignore[no-untyped-call]
-        step.append(_Step(module, module.keyCache, module.valueCache, count, total))
+        step.append(_Step(module, count, total))
         with attending(module, lambda call: step[-1].attend(call)):
             result = original(
                 input_ids=inputIds,
