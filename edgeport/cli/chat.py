@@ -72,4 +72,4 @@ def chat(
             print("[/new begins another conversation]", file=sys.stderr)
             continue
         print()
-        print(f"[{speed(record)}]", file=sys.stderr)
+        print(f"[{speed(record, conversation.tokens)}]", file=sys.stderr)

@@ -12,6 +12,7 @@ from edgeport.cli.options import AsJson, Debug, Verbose
 
 if TYPE_CHECKING:
     from edgeport.runtime.conversation import Conversation
+    from edgeport.runtime.decoder import Tokens
     from edgeport.runtime.generate import Generation
     from edgeport.runtime.transcript import Transcriber
 
@@ -72,14 +73,15 @@ def open_transcriber(
     return Transcriber(found.artifact, assets, speech=speech, sampling=sampling, threads=threads)
 
 
-def speed(record: Generation) -> str:
+def speed(record: Generation, tokens: Tokens) -> str:
     """How fast it went, in words."""
     if record.encoder_seconds:
         words = f"{record.encoder_seconds + record.first_seconds:.2f} s to the first token"
         words += f", {record.encoder_seconds:.2f} s of it the encoder; {len(record.ids)} new tokens"
         return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
     words = f"{record.prompt} prompt tokens, {record.prefill_rate:.0f}/s; {len(record.ids)} new tokens"
-    return words + (f", {record.decode_rate:.1f}/s" if record.steps else "")
+    words += f", {record.decode_rate:.1f}/s" if record.steps else ""
+    return words if tokens.vendor_kernels else f"{words}; by {tokens.name}: no device's speed"
 
 
 def document(record: Generation, text: str, runtime: str) -> dict[str, Any]:
@@ -161,4 +163,4 @@ def run(
         return
     print()
     why = {"stop": "", "length": ", cut at --max-new-tokens", "context": ", the cache is full", None: ""}[record.finish]
-    print(f"[{speed(record)}{why}]", file=sys.stderr)
+    print(f"[{speed(record, conversation.tokens)}{why}]", file=sys.stderr)

@@ -12,7 +12,7 @@ from edgeport.model.types import Axis, Decoder, Model
 from edgeport.quantized import QuantizedTensor
 from edgeport.target import CoreMLOptions, Target
 
-HALF = 2
+FLOAT, HALF = 4, 2
 """Bytes of a float16: Core ML's state."""
 
 
@@ -41,6 +41,10 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
             raise TargetRefusesError(
                 f"The model {model.name!r} has no sequence axis to enumerate.", where="--enumerate"
             )
+    if model.decoder is not None and target.coreml is not None:
+        from edgeport.export.coreml.decoder import check_settings as check_cache
+
+        check_cache(settings, target.coreml.minimum_deployment_target)
     if settings.image_input and (target.runtime != "coreml" or model.image is None):
         raise TargetRefusesError(
             "A picture as input needs a Core ML target and a model with image preprocessing.",
@@ -53,6 +57,8 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
             where="[lower] kv_cache",
             next_step="Leave it out, or export a decoder language model for a target that gives it a cache.",
         )
+    if model.decoder is not None and model.decoder.cross:
+        _check_encoder_decoder(target, settings)
     if settings.kv_cache != "float" and target.onnxruntime and target.onnxruntime.attention == "standard":
         raise TargetRefusesError(
             f"The standard's Attention keeps no keys and values in {settings.kv_cache}.",
@@ -69,8 +75,32 @@ def check_settings(model: Model, target: Target, settings: LoweringSettings) -> 
         raise TargetRefusesError("The ORT format belongs to ONNX Runtime targets.", where="--ort-format")
 
 
+def _check_encoder_decoder(target: Target, settings: LoweringSettings) -> None:
+    """Refuse what attention to an encoder's states has no form for.
+
+    Raises:
+        TargetRefusesError: naming it.
+    """
+    if settings.kv_cache != "float":
+        raise TargetRefusesError(
+            f"A decoder beside an encoder keeps no keys and values in {settings.kv_cache}.",
+            where="[lower] kv_cache",
+            allowed="float",
+        )
+    if target.onnxruntime is not None and target.onnxruntime.attention == "standard":
+        raise TargetRefusesError(
+            "Attention to an encoder's states is not written in standard operators.",
+            where="[onnxruntime] attention",
+            allowed="fused",
+        )
+
+
 def cache_bytes(decoder: Decoder, target: Target) -> int:
-    """Bytes of the buffers that hold a full cache of keys and values."""
+    """Bytes of the buffers that hold a full cache of keys and values; those of an encoder's states included."""
+    if decoder.cross:
+        states = decoder.states or decoder.context
+        beside = sum(2 * layer.kv_heads * layer.head_dim for layer in decoder.cross) * states
+        return (decoder.cached_values * decoder.context + beside) * FLOAT
     if target.runtime == "onnxruntime":
         from edgeport.export.onnx.decoder import cache_specs, spec_bytes
 

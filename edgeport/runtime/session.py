@@ -90,6 +90,10 @@ def open_tokens(artifact: Artifact, *, threads: int = 1) -> Tokens:
         from edgeport.runtime.executorch_decoder import ExecuTorchTokens
 
         return ExecuTorchTokens(artifact, threads=threads)
+    if artifact.runtime == "coreml":
+        from edgeport.runtime.coreml.decoder import CoreMLReferenceTokens
+
+        return CoreMLReferenceTokens(artifact)
     from edgeport.runtime.onnx_decoder import GrowingTokens, OnnxRuntimeTokens
 
     if artifact.facts.get("attention") == "standard":

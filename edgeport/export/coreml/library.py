@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeport.errors import BadInputError
+from edgeport.export.coreml.states import conversions
 
 NOISY_LOGGERS = ("coremltools", "torchao", "torch.utils._pytree", "torch.export", "transformers")
 
@@ -114,9 +115,37 @@ def whole_number_division() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def gelu_as_asked() -> Iterator[None]:
+    """Let GELU by a tanh (Gemma, SigLIP) be one: coremltools 9.0 does not read the argument of an exported program."""
+    ops: Any = import_module("coremltools.converters.mil.frontend.torch.ops")
+    registry: Any = import_module("coremltools.converters.mil.frontend.torch.torch_op_registry")._TORCH_OPS_REGISTRY
+
+    def gelu(context: Any, node: Any) -> None:
+        by_tanh = "tanh" in (node.kwinputs or {}).get("approximate", ())
+        mode = "TANH_APPROXIMATION" if by_tanh else "EXACT"
+        context.add(ops.mb.gelu(x=context[node.inputs[0]], mode=mode, name=node.name))
+
+    original = registry.name_to_func_mapping["gelu"]
+    try:
+        registry.name_to_func_mapping["gelu"] = gelu
+        yield
+    finally:
+        registry.name_to_func_mapping["gelu"] = original
+
+
+@contextlib.contextmanager
 def converting() -> Iterator[list[str]]:
     """Everything that a conversion needs around it; yields the log lines."""
-    with quiet() as lines, without_progress_bars(), other_outputs_beside_classes(), whole_number_division():
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(quiet())
+        for context in (
+            without_progress_bars(),
+            other_outputs_beside_classes(),
+            whole_number_division(),
+            gelu_as_asked(),
+            conversions(),
+        ):
+            stack.enter_context(context)
         yield lines
 
 

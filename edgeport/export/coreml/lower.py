@@ -19,6 +19,7 @@ import torch
 
 from edgeport.errors import EdgeportError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
+from edgeport.export.coreml import decoder as caching
 from edgeport.export.coreml.compressed import check_forms, compressed_constants, readers
 from edgeport.export.coreml.float16 import takes_float16, tame_constants
 from edgeport.export.coreml.interface import check_enumerated, file_specs, input_types
@@ -49,14 +50,13 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     if target.coreml is None:
         raise TargetRefusesError(f"The target {target.name!r} has no [coreml] table.", where=target.name)
     deployment = target.coreml.minimum_deployment_target
-    check_enumerated(model, settings, deployment)
+    if model.decoder is None:
+        check_enumerated(model, settings, deployment)
     check_forms(model.quantized, deployment, settings.precision)
     ct = load_coremltools()
     classifier = settings.image_input and bool(model.labels)
     half = settings.precision == "fp16"
-    with contextlib.ExitStack() as stack:
-        norms = stack.enter_context(safe_norms(model.module)) if half else []
-        program = export(model, settings, probabilities=classifier)
+    program, norms = _program(model, settings, classifier=classifier)
     changed = tame_constants(program) if half else 0
     names = readers(program, model.quantized)
     written = {read_as: model.quantized[name] for name, inputs in names.items() for read_as in inputs}
@@ -66,13 +66,19 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     write_package(path, mlmodel.get_spec(), Path(mlmodel.weights_dir))
     shutil.rmtree(mlmodel.package_path, ignore_errors=True)
     function = parse_function(load_package(path))
+    decoder = model.decoder
+    inputs, outputs = (
+        (_input_specs(model, settings), file_specs(model.outputs, settings))
+        if decoder is None
+        else caching.file_specs(decoder)
+    )
     return Artifact(
         runtime="coreml",
         delegate="coreml",
         root=out,
         entry=ENTRY,
-        inputs=_input_specs(model, settings),
-        outputs=file_specs(model.outputs, settings),
+        inputs=inputs,
+        outputs=outputs,
         weights=_stored_names(model, names, constants(function.body)),
         facts={
             "minimum_deployment_target": deployment,
@@ -86,8 +92,22 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
             "image_input": settings.image_input,
             "classifier_outputs": [LABEL, f"{LABEL}_probs"] if classifier else [],
             "compute_units": PLACEMENT,
+            **({} if decoder is None else caching.facts(decoder)),
         },
+        context=None if decoder is None else decoder.context,
     )
+
+
+def _program(
+    model: Model, settings: LoweringSettings, *, classifier: bool
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The traced model, and the names of its norms that took their safe form (with float16 only)."""
+    half = settings.precision == "fp16"
+    if model.decoder is not None:
+        return caching.export_decoder(model, half=half)
+    with contextlib.ExitStack() as stack:
+        norms = stack.enter_context(safe_norms(model.module)) if half else []
+        return export(model, settings, probabilities=classifier), norms
 
 
 def _convert(
@@ -109,11 +129,12 @@ def _convert(
             predicted_feature_name=LABEL,
             predicted_probabilities_output=f"{LABEL}_probabilities",
         )
+    inputs = input_types(ct, model, settings) if model.decoder is None else caching.input_types(ct, model.decoder)
     with converting() as lines:
         try:
             return ct.convert(
                 program,
-                inputs=input_types(ct, model, settings),
+                inputs=inputs,
                 outputs=outputs,
                 classifier_config=config,
                 minimum_deployment_target=ct.target[deployment],
@@ -126,10 +147,11 @@ def _convert(
             operator = failing_operator(lines)
             what = "Core ML's converter can't take this model"
             dynamic = settings.shapes == "dynamic" or len(settings.enumerated) > 1
+            otherwise = "with fixed shapes (`--shapes fixed`)" if model.decoder is None else caching.UNCACHED
             raise TargetRefusesError(
                 f"{what}: it stops at the operator {operator}." if operator else f"{what}.",
                 where=f"{model.name} ({type(error).__name__}: {str(error).strip()[:300]})",
-                next_step="Export with fixed shapes (`--shapes fixed`)." if dynamic else None,
+                next_step=f"Export {otherwise}." if dynamic else None,
             ) from error
 
 

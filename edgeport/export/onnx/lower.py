@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from edgeport.errors import BadInputError, TargetRefusesError
+from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, EncoderPart, LoweringSettings
 from edgeport.export.onnx.attention import write_attention
 from edgeport.export.onnx.canonical import canonicalize
@@ -58,12 +58,6 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         raise BadInputError(f"The target {target.name!r} does not run ONNX Runtime.", where="[onnxruntime]")
     standard = options.attention == "standard"
     if model.decoder is not None and model.decoder.cross:
-        if standard:
-            raise TargetRefusesError(
-                "Attention to an encoder's states has no form in standard operators here.",
-                where='[onnxruntime] attention = "standard"',
-                next_step="Take a target with the form of ONNX Runtime, or a model without an encoder.",
-            )
         return _lower_both(model, settings, options.opset, out)
     if standard and model.decoder is not None:
         model = replace(model, decoder=replace(model.decoder, forgets=False))
