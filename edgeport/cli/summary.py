@@ -143,15 +143,23 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def draw_evidence(console: Console, evidence: Mapping[str, Any], more: list[tuple[str, str]]) -> None:
     """The summary table, the failed checks, and the verdict."""
-    from rich.markup import escape
-
     from edgeport.cli.tables import facts
 
     console.print(facts([*evidence_rows(evidence), *more]))
-    verdict = evidence["verdict"]
+    draw_verdict(console, evidence["verdict"])
+
+
+def draw_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
+    """The failed checks with the first thing to try, what was not compared, and the verdict."""
+    from rich.markup import escape
+
     for check in verdict["checks"]:
         if not check["passed"]:
-            console.print(f"[red]failed[/red] {escape(check['message'])} {escape(check['advice'])}", soft_wrap=True)
+            word = "[yellow]undecided[/yellow]" if check["undecided"] else "[red]failed[/red]"
+            message = check["message"].rstrip(".")
+            console.print(f"{word} {escape(message)}. {escape(check['advice'])}", soft_wrap=True)
+    for note in verdict["notes"]:
+        console.print(f"not compared: {escape(note)}", soft_wrap=True)
     if verdict["passed"]:
         console.print(f"[bold green]PASSED[/bold green] all {len(verdict['checks'])} checks")
     else:
