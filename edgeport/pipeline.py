@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,15 @@ from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_
 from edgeport.storage import cache_root, canonical_json, read_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeport.compress import LayerRecord
     from edgeport.compress.cost import Cost
     from edgeport.data.samples import SampleRecord, Samples
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import DataRecord, TokenizerParity, Verdict
+    from edgeport.validate.evidence import DataRecord, Measurements, TokenizerParity, Verdict, Work
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -240,6 +242,28 @@ def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
         return replay(vectors, shipped, job.request.target.runtime)
 
 
+def _work(
+    job: Job, artifact: Artifact, model: Model, inputs: Sequence[Mapping[str, np.ndarray]], measured: Measurements
+) -> Work:
+    """Operations and bytes of one inference at the shapes that latency was timed with."""
+    from edgeport.plan import packed_bytes
+    from edgeport.validate.run import Effort, largest
+    from edgeport.validate.size import model_bytes
+    from edgeport.validate.work import count_work, machine_limits
+
+    half = job.settings.precision == "fp16"
+    tables = {
+        item.name: packed_bytes(item) // (2 if half and not item.format.quantized else 1)
+        for item in job.assignments
+        if item.kinds == ("embedding",)
+    }
+    work = count_work(model, largest(inputs), file_bytes=model_bytes(artifact), stored=tables)
+    if measured.latency is None:
+        return work
+    peak, bandwidth = machine_limits(Effort().threads)
+    return work.model_copy(update={"peak_gflops": peak, "bandwidth_gb_s": bandwidth})
+
+
 def _measure(
     job: Job,
     artifact: Artifact,
@@ -272,6 +296,7 @@ def _measure(
             effort=effort_of(quick=job.request.quick, full=job.request.full or job.request.recipe.gate.times),
             watch=progress.update,
         )
+        measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
         if job.model.decoder is not None:
             generation = measure_generation(
                 artifact,

@@ -14,6 +14,8 @@ ADVICE = {
     "finite": "Export with precision fp32, or look for a layer that overflows float16.",
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
+    "delegated": "Look at why the delegate refused it: shapes, data types or an operator that it lacks "
+    "(`edgeport inspect` lists what is left outside).",
     "long_cache": "Report this as a bug of edgeport: the cache goes wrong as it grows.",
     "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
     "holds that the device's implementation does not know.",
@@ -33,6 +35,8 @@ ADVICE = {
 }
 MEASURE_ADVICE = "Measure again on a quiet machine with `edgeport export --full`, or budget cpu_ratio_max instead."
 ABSENT_ADVICE = "Take the budget out of the recipe for this target, or measure it on a device."
+HEAVY_KERNELS = ("aten::addmm", "aten::convolution", "aten::linear", "aten::mm")
+"""That multiply by weights, and that a delegate is there for."""
 NO_BASELINE = "there is no fp32 artifact of the same runtime"
 LOGITS = "logits"
 PARITY_BUDGETS = ("cosine_min", "relative_l2_max", "top1_agreement_min", "kl_max")
@@ -125,6 +129,7 @@ def measured_checks(measurements: Measurements, budgets: Budgets) -> list[Check]
     return [
         *_parity_checks(measurements, budgets),
         _weight_check(measurements),
+        *_delegation_checks(measurements),
         *_tokenizer_checks(measurements),
         *_generation_checks(measurements),
         *_latency_checks(measurements, budgets),
@@ -174,6 +179,20 @@ def _weight_check(measurements: Measurements) -> Check:
     if found.different:
         message += f"; {found.different[0]}"
     return flag("weights_equal", None, equal, message)
+
+
+def _delegation_checks(measurements: Measurements) -> list[Check]:
+    """What multiplies by weights runs in the delegate: portable kernels are many times slower, and equally right."""
+    found = measurements.delegation
+    if found is None:
+        return []
+    heavy = [name for name in found.kernels if name.partition(".")[0] in HEAVY_KERNELS]
+    told = f"{found.delegates} parts of the file run in {found.delegate}"
+    if not found.delegates:
+        told = f"no part of the file runs in {found.delegate}: it fell back to portable kernels"
+    elif heavy:
+        told += f", but {', '.join(heavy)} fell back to portable kernels"
+    return [flag("delegated", None, bool(found.delegates) and not heavy, told, EXIT_LATENCY)]
 
 
 def _tokenizer_checks(measurements: Measurements) -> list[Check]:

@@ -113,8 +113,20 @@ def _accuracy(new: Measurements, old: Measurements, budget: Regression, notes: l
         text = budget.accuracy_drop_max
         margin = margin_of(text, was.artifact.mean, now.unit, "gate.regression.accuracy_drop_max")
         found = difference_of(now, was.artifact_scores, now.artifact_scores, confidence=CONFIDENCE)
-        checks.append(drop_check(metric, now, found, margin, text, CONFIDENCE, "the older bundle"))
+        check = drop_check(metric, now, found, margin, text, CONFIDENCE, "the older bundle")
+        if check.undecided and not worse_samples(was, now):
+            # A suite too small to say more of all inputs still says this: nothing that was right became wrong.
+            message = f"{name}: none of {now.n} samples scores worse than in the older bundle"
+            check = check.model_copy(update={"passed": True, "undecided": False, "message": message, "needed": None})
+        checks.append(check)
     return checks
+
+
+def worse_samples(was: TaskScore, now: TaskScore) -> int:
+    """Samples on which the newer artifact scores worse than the older; None scores count as worse."""
+    sign = 1.0 if now.higher_is_better else -1.0
+    pairs = zip(was.artifact_scores, now.artifact_scores, strict=True)
+    return sum(before is None or after is None or sign * (after - before) < 0 for before, after in pairs)
 
 
 def _incomparable(now: TaskScore | None, was: TaskScore) -> str | None:

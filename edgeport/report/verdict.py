@@ -32,7 +32,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def number(value: float | None, unit: str = "") -> str:
     """A measured number for people; "—" where it is absent."""
-    return "—" if value is None else f"{value:.4g} {unit}".rstrip()
+    return "—" if value is None else f"{value + 0.0:.4g} {unit}".rstrip()
 
 
 def title(check: Check) -> str:

@@ -155,6 +155,20 @@ class WeightCheck(Strict):
     unused: tuple[str, ...] = ()
 
 
+class Delegation(Strict):
+    """What the file hands over to its delegate, and what it leaves to the runtime's portable kernels.
+
+    Attributes:
+        delegate: that the target asks for.
+        delegates: parts of the file that it runs.
+        kernels: called outside of them, "namespace::name.overload".
+    """
+
+    delegate: str
+    delegates: int
+    kernels: tuple[str, ...]
+
+
 class Noise(Strict):
     """What a fixed piece of arithmetic took, run between the timed calls: the machine alone, without any model.
 
@@ -243,6 +257,32 @@ class Size(Strict):
     baseline_bytes: int | None
     ratio: float | None
     predicted_bytes: int | None = None
+
+
+class Work(Strict):
+    """What one inference has to do (`edgeport.validate.work`), and what the machine that measured can do.
+
+    Attributes:
+        input_shapes: counted at; of a decoder with a cache the text before the one token that is counted.
+        flops: operations, 2 for a multiply-add.
+        weight_bytes: of the file that one inference reads; activation_bytes: that layers with weights read and give, in
+            float32; cache_bytes: a decoder's keys and values.
+        peak_gflops, bandwidth_gb_s: of the machine, with the threads of the latency run; None where it runs no such
+            file.
+    """
+
+    input_shapes: dict[str, tuple[int, ...]]
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    cache_bytes: int = 0
+    peak_gflops: float | None = None
+    bandwidth_gb_s: float | None = None
+
+    @property
+    def moved_bytes(self) -> int:
+        """All of them."""
+        return self.weight_bytes + self.activation_bytes + self.cache_bytes
 
 
 class CompressionCost(Strict):
@@ -398,11 +438,13 @@ class Measurements(Strict):
     data: DataRecord
     parity: tuple[OutputParity, ...]
     weights: WeightCheck | None
+    delegation: Delegation | None = None
     size: Size
     latency: Latency | None
     latency_absent: str | None = None
     memory: Memory | None
     memory_absent: str | None = None
+    work: Work | None = None
     compression: CompressionCost | None = None
     tokenizers: tuple[TokenizerParity, ...] = ()
     generation: Generation | None = None

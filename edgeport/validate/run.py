@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.errors import EdgeportError, MeasurementError
-from edgeport.validate.evidence import DataRecord, Latency, Measurements, Memory, OutputParity, States
+from edgeport.validate.evidence import DataRecord, Delegation, Latency, Measurements, Memory, OutputParity, States
 from edgeport.validate.latency import LEAST_QUERIES, LEAST_SECONDS, measure_latency
 from edgeport.validate.machine import this_machine
 from edgeport.validate.memory import measure_memory
@@ -107,7 +107,7 @@ def measure(
         MeasurementError: the reference is degenerate, or outputs don't fit it; see `parity.compare`.
         BadInputError: the artifact can't be loaded or takes other inputs.
     """
-    from edgeport.export.dispatch import read_weights
+    from edgeport.export.dispatch import read_delegation, read_weights
 
     steps = len(samples) + STEPS
     watch(0, steps, "size")
@@ -116,6 +116,10 @@ def measure(
     size = measure_size(artifact, baseline_bytes, predicted_bytes)
     watch(1, steps, "weights in the file")
     weights = check_weights(logical, read_weights(artifact), unused=artifact.facts.get("unused_weights", ()))
+    handed = read_delegation(artifact)
+    delegation = None
+    if handed is not None:
+        delegation = Delegation(delegate=artifact.delegate, delegates=handed[0], kernels=handed[1])
 
     executed, parity = execute(artifact, samples, reference, task, execution, effort, watch)
     inputs = timing_inputs if timing_inputs is not None else largest(samples)
@@ -132,6 +136,7 @@ def measure(
         data=data,
         parity=parity,
         weights=weights,
+        delegation=delegation,
         size=size,
         latency=latency,
         latency_absent=latency_absent,

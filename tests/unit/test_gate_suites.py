@@ -41,6 +41,9 @@ def suite(right=900, worse=10, better=10, *, name="intents", n=1000, **changes):
     return score_task(**{**scores(right, worse, better, n), **fields})
 
 
+NOMINAL = suite()
+
+
 def latency(ratio=0.5, width=0.01, **changes):
     fields = {
         "threads": 1,
@@ -135,15 +138,15 @@ def test_too_few_samples_say_how_many_would_do():
 @pytest.mark.parametrize("text", [10, "10", "150 points"])
 def test_ten_points_on_a_metric_from_0_to_1_are_refused_with_what_would_be_right(text):
     with pytest.raises(BadInputError) as caught:
-        judge(measured(suite()), budget(drop_max=text))
+        judge(measured(NOMINAL), budget(drop_max=text))
     assert caught.value.where == "gate.accuracy.intents.drop_max"
     if text != "150 points":
         assert '"10 points" or 0.1' in caught.value.what
-    assert judge(measured(suite()), budget(drop_max="10 points")).passed
+    assert judge(measured(NOMINAL), budget(drop_max="10 points")).passed
 
 
 def test_a_relative_margin_is_of_the_originals_score():
-    check = one(judge(measured(suite()), budget(drop_max="2% relative")), "accuracy_drop_max")
+    check = one(judge(measured(NOMINAL), budget(drop_max="2% relative")), "accuracy_drop_max")
     assert check.allowed == pytest.approx(0.018)
 
 
@@ -151,7 +154,7 @@ def test_a_relative_margin_is_of_the_originals_score():
     ("allowed", "outcome", "code"), [(0.85, "passed", 0), (0.95, "failed", 11), (0.9, "undecided", 15)]
 )
 def test_the_score_itself(allowed, outcome, code):
-    verdict = judge(measured(suite()), budget(score_min=allowed))
+    verdict = judge(measured(NOMINAL), budget(score_min=allowed))
     assert one(verdict, "accuracy_score_min").outcome == outcome
     assert verdict.exit_code == code
 
@@ -250,9 +253,8 @@ def failing(new, old, **regression):
 
 
 def test_a_bundle_is_no_worse_than_itself():
-    same = measured(suite())
+    same = measured(NOMINAL)
     verdict = judge(same, Budgets(), against=same)
-    # The same scores on 1000 samples: at most 0.37% of more samples would differ.
     assert verdict.passed
     assert {check.metric for check in verdict.checks if check.metric.startswith("regression.")} == {
         "regression.cosine_drop_max",
@@ -265,35 +267,43 @@ def test_a_bundle_is_no_worse_than_itself():
     }
 
 
+def test_a_small_suite_that_did_not_change_is_no_regression_and_one_flip_is_undecided():
+    old = measured(suite(90, 1, 1, n=100))
+    assert judge(old, Budgets(), against=old).passed
+    verdict = judge(measured(suite(90, 2, 1, n=100)), Budgets(), against=old)
+    assert one(verdict, "regression.accuracy_drop_max").outcome == "undecided"
+    assert verdict.exit_code == 15
+
+
 def test_each_regression_has_its_code():
-    old = measured(suite())
+    old = measured(NOMINAL)
     parity = old.parity[0]
     worse = {"cosine": interval(0.98), "top1_agreement": interval(0.90), "kl": interval(0.05)}
-    assert failing(measured(suite(), parity=(parity.model_copy(update=worse),)), old) == {
+    assert failing(measured(NOMINAL, parity=(parity.model_copy(update=worse),)), old) == {
         "cosine_drop_max": 10,
         "top1_agreement_drop_max": 10,
         "kl_rise_max": 10,
     }
     assert failing(measured(suite(worse=60)), old) == {"accuracy_drop_max": 11}
-    assert failing(measured(suite(), latency=latency(0.6)), old) == {"latency_growth_max": 12}
-    assert failing(measured(suite(), size=Size(bytes=26_000_000, baseline_bytes=None, ratio=None)), old) == {
+    assert failing(measured(NOMINAL, latency=latency(0.6)), old) == {"latency_growth_max": 12}
+    assert failing(measured(NOMINAL, size=Size(bytes=26_000_000, baseline_bytes=None, ratio=None)), old) == {
         "size_growth_max": 13
     }
     more = old.memory.model_copy(update={"peak_rss_mb": 70.0})
-    assert failing(measured(suite(), memory=more), old) == {"memory_growth_max": 14}
-    assert failing(measured(suite(), memory=more), old, memory_growth_max="20%") == {}
+    assert failing(measured(NOMINAL, memory=more), old) == {"memory_growth_max": 14}
+    assert failing(measured(NOMINAL, memory=more), old, memory_growth_max="20%") == {}
 
 
 def test_what_the_older_bundle_had_must_not_be_lost():
-    old = measured(suite())
+    old = measured(NOMINAL)
     other = DATA.model_copy(update={"slice": "others"})
     assert failing(measured(), old) == {"accuracy_drop_max": 15}
     assert failing(measured(suite(data=other)), old) == {"accuracy_drop_max": 15}
-    assert failing(measured(suite(), latency=None), old) == {"latency_growth_max": 15}
-    assert failing(measured(suite(), latency=latency(valid=False, note="busy")), old) == {"latency_growth_max": 15}
-    assert failing(measured(suite(), memory=None), old) == {"memory_growth_max": 15}
-    assert failing(measured(suite(), parity=(), data=DATA), old)["cosine_drop_max"] == 15
-    assert failing(measured(suite(), data=other), old) == {
+    assert failing(measured(NOMINAL, latency=None), old) == {"latency_growth_max": 15}
+    assert failing(measured(NOMINAL, latency=latency(valid=False, note="busy")), old) == {"latency_growth_max": 15}
+    assert failing(measured(NOMINAL, memory=None), old) == {"memory_growth_max": 15}
+    assert failing(measured(NOMINAL, parity=(), data=DATA), old)["cosine_drop_max"] == 15
+    assert failing(measured(NOMINAL, data=other), old) == {
         "cosine_drop_max": 15,
         "top1_agreement_drop_max": 15,
         "kl_rise_max": 15,
@@ -302,7 +312,7 @@ def test_what_the_older_bundle_had_must_not_be_lost():
 
 def test_what_the_older_bundle_lacks_is_told():
     old = measured(latency=None, memory=None)
-    verdict = judge(measured(suite()), Budgets(), against=old)
+    verdict = judge(measured(NOMINAL), Budgets(), against=old)
     assert verdict.passed
     assert [note.partition(":")[0] for note in verdict.notes] == ["suite intents", "latency", "memory"]
 
