@@ -15,7 +15,7 @@ ADVICE = {
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
     "delegated": "Look at why the delegate refused it: shapes, data types or an operator that it lacks "
-    "(`edgeport inspect` lists what is left outside).",
+    "(`outside_delegates` in the manifest lists what is left).",
     "long_cache": "Report this as a bug of edgeport: the cache goes wrong as it grows.",
     "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
     "holds that the device's implementation does not know.",
