@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edgeport.budgets import EVERY_SUITE, AccuracyBudget, Budgets
 from edgeport.errors import EXIT_ACCURACY, EXIT_NOT_VALID, BadInputError
 from edgeport.units import Margin, MetricUnit, read_margin
@@ -122,8 +124,9 @@ def _check(
         measured=measured,
         allowed=allowed,
         unit=task.unit,
-        low=low,
-        high=high,
+        # One sample has no bound, and JSON no infinity.
+        low=low if low is not None and math.isfinite(low) else None,
+        high=high if high is not None and math.isfinite(high) else None,
         n=task.n,
         passed=passed,
         undecided=undecided,

@@ -234,11 +234,15 @@ def _latency_checks(measurements: Measurements, budgets: Budgets) -> list[Check]
     checks = []
     if (allowed := budgets.latency_ratio_max) is not None:
         why = absent if latency is None else NO_BASELINE
-        checks.append(_wall_check("latency_ratio_max", latency, latency and latency.ratio, allowed, "", why))
+        checks.append(
+            _wall_check("latency_ratio_max", latency, None if latency is None else latency.ratio, allowed, "", why)
+        )
     if budgets.latency_p90_max is not None:
         why = absent if latency is None else "the evidence is older than this metric"
         most = milliseconds(budgets.latency_p90_max)
-        checks.append(_wall_check("latency_p90_max", latency, latency and latency.p90, most, "ms", why))
+        checks.append(
+            _wall_check("latency_p90_max", latency, None if latency is None else latency.p90, most, "ms", why)
+        )
     if (allowed := budgets.cpu_ratio_max) is not None:
         checks.append(_cpu_check(latency, absent, allowed))
     return checks

@@ -30,6 +30,8 @@ POWER = 0.8
 """Chance with which the number of samples that is asked for would decide."""
 LEAST_CHANGED = 10
 """With fewer samples whose score changed, resampling and normal approximation see too little of what may change."""
+LEAST_SPREAD = 1e-6
+"""Of a resample, relative to the standard error: below is rounding."""
 CHUNK = 4_000_000
 """Counts of resampled samples held at once."""
 
@@ -108,10 +110,10 @@ def studentized(
         weight, weight_square = (count @ weights)[:, None], (count @ weights**2)[:, None]
         shift = first / weight
         variance = (square - 2 * shift * cross + shift**2 * weight_square) / weight**2
-        # A resample of equal values has no spread: it stands far out on its side.
+        # A resample of values equal but for rounding has no spread: it stands far out on its side.
         spread = np.sqrt(np.maximum(variance, 0.0))
         far = np.select([shift > 0, shift < 0], [np.inf, -np.inf], 0.0)
-        rows.append(np.divide(shift, spread, out=far, where=spread > 0))
+        rows.append(np.divide(shift, spread, out=far, where=spread > LEAST_SPREAD * error))
     scaled = np.sort(np.concatenate(rows), axis=0)
     tail = max(0, math.ceil((1 - confidence) * resamples) - 1)
     with np.errstate(invalid="ignore"):
@@ -186,16 +188,17 @@ def compare_scores(
     deviation = float(np.sqrt(weight**2 @ (change - mean) ** 2 / n) / weight.mean())
     worse, better = int((change < 0).sum()), int((change > 0).sum())
     binary = weights is None and is_binary(original, artifact)
-    if n < 2:
-        lower, upper = -math.inf, math.inf
-    elif worse + better < LEAST_CHANGED:
-        most = WIDTHS.get(unit, float(np.abs(change).max()))
-        lower, upper = rarely(worse, better, n, confidence, least=float(binary), most=1.0 if binary else most)
-    elif binary:
-        lower, upper = tango(worse, better, n, confidence)
-    else:
-        lows, highs = studentized(change[:, None], weight, confidence=confidence)
-        lower, upper = float(lows[0]), float(highs[0])
+    most = 1.0 if binary else WIDTHS.get(unit, float(np.abs(change).max()))
+    lower, upper = -math.inf, math.inf
+    if n >= 2 and worse + better >= LEAST_CHANGED:
+        if binary:
+            lower, upper = tango(worse, better, n, confidence)
+        else:
+            lows, highs = studentized(change[:, None], weight, confidence=confidence)
+            lower, upper = float(lows[0]), float(highs[0])
+    if n >= 2 and not math.isfinite(lower + upper):
+        # Too few changed, or all by the same, so that resamples have no spread to be measured by.
+        lower, upper = rarely(worse, better, n, confidence, least=float(binary), most=most)
     # Summing in another order may leave the mean out by one ulp.
     return Difference(mean, min(lower, mean), max(upper, mean), deviation, n, unit)
 

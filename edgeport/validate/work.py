@@ -137,7 +137,7 @@ class _Traffic:
             tensors = [value for value in (*given, *named.values(), result) if isinstance(value, torch.Tensor)]
             self.bytes += sum(value.numel() * value.element_size() for value in tensors)
             if name in self.stored:
-                rows = int(tensors[0].unique().numel())
+                rows = int(torch.unique(tensors[0]).numel())
                 self.unread += round(self.stored[name] * (1 - rows / layer.weight.shape[0]))
 
         return count

@@ -6,6 +6,7 @@ import pytest
 from edgeport.budgets import Budgets
 from edgeport.errors import BadInputError
 from edgeport.gate import judge
+from edgeport.storage import canonical_json
 from edgeport.validate.evidence import (
     DataRecord,
     Interval,
@@ -133,6 +134,14 @@ def test_too_few_samples_say_how_many_would_do():
     share = check.needed // 100
     again = judge(measured(suite(90 * share, share, share, n=100 * share)), budget(drop_max="1 point"))
     assert again.passed
+
+
+def test_one_sample_is_undecided_and_its_document_whole():
+    one_sample = suite(1, 1, 0, n=1, chance=None)
+    verdict = judge(measured(one_sample), budget(drop_max="50 points"))
+    check = one(verdict, "accuracy_drop_max")
+    assert (check.outcome, check.low, check.high) == ("undecided", None, None)
+    assert canonical_json(verdict.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("text", [10, "10", "150 points"])

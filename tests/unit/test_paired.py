@@ -92,17 +92,29 @@ def test_one_sample_decides_nothing():
     assert found.decide(0.5) == "undecided"
 
 
+def test_changes_all_alike_still_have_bounds():
+    """Most resamples hold no other change: the bootstrap has no spread to measure by, and says nothing."""
+    change = np.r_[np.full(11, -0.1), -0.2]
+    found = compare_scores(np.zeros(12), change, unit="nats", confidence=0.95)
+    assert -0.2 <= found.lower < found.mean < found.upper < math.inf
+    assert np.isinf(studentized(change[:, None], np.ones(12), confidence=0.95)[0][0])
+
+
 def flips(random, n, worse, better, runs):
     """(worse, better) counts of right-or-wrong scores, one row a run."""
     return random.multinomial(n, [worse, better, 1 - worse - better], size=runs)[:, :2]
 
 
 def decisions(counts, n, margin):
-    ends = {pair: tango(*pair, n, 0.95) if sum(pair) >= LEAST_CHANGED else None for pair in set(map(tuple, counts))}
-    for pair, end in ends.items():
-        ends[pair] = rarely(*pair, n, 0.95, least=1.0, most=1.0) if end is None else end
-    found = np.array([ends[tuple(pair)] for pair in counts])
-    return (found[:, 0] >= -margin).mean(), (found[:, 1] < -margin).mean()
+    """The shares of runs that were called "no worse" and "worse"; runs with equal counts have equal scores."""
+    found = {}
+    for worse, better in set(map(tuple, counts.tolist())):
+        original, artifact = np.ones(n), np.ones(n)
+        artifact[:worse] = 0.0
+        original[worse : worse + better] = 0.0
+        found[worse, better] = compare_scores(original, artifact, unit="share", confidence=0.95).decide(margin)
+    answers = [found[pair] for pair in map(tuple, counts.tolist())]
+    return answers.count("no worse") / len(answers), answers.count("worse") / len(answers)
 
 
 LEVEL = 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 1000)
