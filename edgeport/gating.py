@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from edgeport.validate.evidence import Evidence, Verdict
 
 
-def gate_bundle(bundle: Path, *, budgets: Path | None = None, against: Path | None = None) -> Verdict:
+def gate_bundle(
+    bundle: Path, *, budgets: Path | None = None, against: Path | None = None, measured: Path | None = None
+) -> Verdict:
     """The gate's verdict on a bundle.
 
     Args:
         budgets: a file that takes the place of the recipe's `[gate]`.
         against: an older bundle of the same task.
+        measured: what `edgeport validate --json` printed of this bundle; it takes the place of the bundle's evidence.
 
     Raises:
         BadInputError: a folder is no bundle, a file of it is missing, changed or added, the two bundles have
@@ -40,8 +43,32 @@ def gate_bundle(bundle: Path, *, budgets: Path | None = None, against: Path | No
                 f"The bundles have different tasks: {found.manifest.task} and {old.manifest.task}.", where=against
             )
         older = _evidence(old)
-    evidence = _evidence(found)
+    evidence = _evidence(found) if measured is None else read_evidence(measured, found)
     return judge(evidence, wanted or found.manifest.recipe.gate, against=older)
+
+
+def read_evidence(path: Path, bundle: Bundle) -> Evidence:
+    """Evidence that was measured of a bundle elsewhere or later.
+
+    Raises:
+        BadInputError: it can't be read, is no evidence, or was measured of another bundle.
+    """
+    from edgeport.bundle.write import MANIFEST
+    from edgeport.schema import parse_mapping
+    from edgeport.storage import hash_file, read_json
+    from edgeport.validate.evidence import Evidence
+
+    document = read_json(path)
+    evidence = parse_mapping(Evidence, document.get("evidence", document), path)
+    expected = hash_file(bundle.root / MANIFEST)
+    if evidence.manifest_sha256 != expected:
+        raise BadInputError(
+            f"The evidence was measured of another bundle: of the manifest {evidence.manifest_sha256}.",
+            where=path,
+            allowed=expected,
+            next_step=f"Measure this one: edgeport validate {bundle.root} --json",
+        )
+    return evidence
 
 
 def _evidence(bundle: Bundle) -> Evidence:

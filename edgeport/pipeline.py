@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
-from edgeport.storage import cache_root, canonical_json, read_json
+from edgeport.storage import cache_root, canonical_json, hash_file, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -396,6 +396,7 @@ def validate_bundle(
     from edgeport.bundle.golden import TOKENIZER
     from edgeport.bundle.manifest import GOLDEN_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.bundle.write import MANIFEST
     from edgeport.gate import conclude
     from edgeport.validate.run import effort_of, measure
     from edgeport.validate.tokenizer import replay
@@ -420,7 +421,7 @@ def validate_bundle(
         data=data,
         baseline_bytes=None if found.evidence is None else found.evidence.size.baseline_bytes,
         effort=effort_of(quick=quick, full=full or manifest.recipe.gate.times),
-        manifest_sha256=None if found.evidence is None else found.evidence.manifest_sha256,
+        manifest_sha256=hash_file(bundle / MANIFEST),
         watch=progress.update,
     )
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():

@@ -32,6 +32,10 @@ def gate(
         Path | None,
         typer.Option("--against", help="An older bundle that this one must not fall behind.", show_default=False),
     ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="What `edgeport validate --json` printed.", show_default="the bundle's own evidence"),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.", show_default=False)] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Write a Markdown summary to this file.", show_default=False)
@@ -49,6 +53,7 @@ def gate(
       edgeport gate out/minilm
       edgeport gate out/minilm --budget budgets.toml --junit gate.xml --markdown gate.md
       edgeport gate out/minilm --against released/minilm --json
+      edgeport validate out/minilm --full --json > here.json; edgeport gate out/minilm --evidence here.json
 
     \b
     A file of budgets (docs/gate.md has all keys; a unit is part of a number):
@@ -69,7 +74,7 @@ def gate(
     from edgeport.report.verdict import markdown as markdown_text
     from edgeport.report.verdict import verdict_document
 
-    verdict = gate_bundle(bundle, budgets=budget, against=against)
+    verdict = gate_bundle(bundle, budgets=budget, against=against, measured=evidence)
     older = None if against is None else str(against)
     if junit is not None:
         _write(junit, junit_text(str(bundle), verdict), "--junit")

@@ -187,6 +187,19 @@ def test_a_budget_on_what_was_not_measured_fails(
     assert "No baseline." in next(c["message"] for c in document["checks"] if c["metric"] == "latency_p90_max")
 
 
+def test_evidence_measured_later_takes_the_place_of_the_bundles(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = json.loads((sound / "evidence.json").read_text())
+    here = tmp_path / "here.json"
+    here.write_text(json.dumps({"bundle": "b", "evidence": {**own, "size": {**own["size"], "bytes": 2_000_000}}}))
+    code, document = gate(capsys, sound, "--evidence", here, "--against", sound)
+    assert (code, failed(document)) == (13, {"regression.size_growth_max": 13})
+    code, document = gate(capsys, write(tmp_path / "other", task="feature-extraction"), "--evidence", here)
+    assert code == 2
+    assert "another bundle" in document["what"]
+
+
 def test_evidence_that_is_missing_is_no_pass(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(sound, tmp_path / "copy"))
     (copy / "evidence.json").unlink()
