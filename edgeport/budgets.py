@@ -69,6 +69,8 @@ class Budgets(Strict):
         cold_load_max: longest time to load the file from disk, "500 ms".
         first_run_max: longest first inference, "100 ms".
         peak_memory_max: largest peak resident memory of a process that runs the model, "200 MB".
+        fallback_allowed: kernels that may multiply by weights outside of the delegate, such as "aten::convolution";
+            any other that does fails without a budget.
         accuracy: by suite; "*" for all others.
         regression: against an older bundle, where one is given.
     """
@@ -86,6 +88,7 @@ class Budgets(Strict):
     cold_load_max: Duration | None = None
     first_run_max: Duration | None = None
     peak_memory_max: Bytes | None = None
+    fallback_allowed: tuple[str, ...] = ()
     accuracy: dict[str, AccuracyBudget] = Field(default_factory=dict)
     regression: Regression = Regression()
 
@@ -93,7 +96,9 @@ class Budgets(Strict):
         """The budgets that are set, apart from those against an older bundle, as they are written."""
         found = {
             name: value if isinstance(value, str) else f"{value:g}"
-            for name, value in self.model_dump(exclude_none=True, exclude={"accuracy", "regression"}).items()
+            for name, value in self.model_dump(
+                exclude_none=True, exclude={"accuracy", "regression", "fallback_allowed"}
+            ).items()
         }
         for suite, budget in self.accuracy.items():
             for name, value in budget.model_dump(exclude_none=True, exclude={"confidence"}).items():

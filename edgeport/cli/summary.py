@@ -110,6 +110,49 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _tasks(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line a metric of a suite: the artifact's score, and its paired difference from the original's."""
+    rows = []
+    for task in evidence.get("tasks", ()):
+        words = _interval(task["artifact"], 4)
+        if task["original"] is not None:
+            words += f"; original {task['original']['mean']:.4f}"
+        if task["difference"] is not None:
+            found = task["difference"]
+            words += f", difference {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+        if task["baseline_problem"] is not None:
+            words += f"; {task['baseline_problem']}"
+        rows.append((f"{task['suite']}: {task['metric']}", words))
+    return rows
+
+
+def _delegation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = evidence.get("delegation")
+    if not found:
+        return []
+    words = f"{found['delegates']} parts of the file; {len(found['kernels'])} kinds of kernels run outside of them"
+    return [(f"delegated to {found['delegate']}", words)]
+
+
+def _work(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Operations and bytes of one inference, and where its speed stands under the machine's roof."""
+    if not evidence.get("work"):
+        return []
+    from edgeport.validate.evidence import Latency, Work
+    from edgeport.validate.work import roofline
+
+    work = Work.model_validate(evidence["work"])
+    words = f"{work.flops / 1e9:.3g} Gflop, {in_bytes(work.moved_bytes)} moved"
+    latency = evidence.get("latency")
+    found = None if not latency else roofline(work, Latency.model_validate(latency))
+    if found is not None:
+        words += (
+            f"; {found.achieved_gflops:.3g} Gflop/s, {found.mfu:.0%} of this machine's float32 peak; "
+            f"{found.bound} allows {found.attainable_gflops:.3g}"
+        )
+    return [("one inference", words)]
+
+
 def cost_words(cost: Mapping[str, Any]) -> str:
     """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
     parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
@@ -132,9 +175,12 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size", in_bytes(size["bytes"]) + _of_fp32(size)),
         *_parity_rows(evidence["parity"]),
         ("quantized weights", _weights(evidence)),
+        *_tasks(evidence),
         *_tokenizers(evidence),
         *_generation(evidence),
+        *_delegation(evidence),
         ("latency", _latency(evidence)),
+        *_work(evidence),
         ("peak memory", _memory(evidence)),
         *([("compression", cost_words(cost))] if cost else []),
         ("compared on", f"{data['samples']} samples of {data['name']}{kind}"),

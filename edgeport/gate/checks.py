@@ -14,8 +14,8 @@ ADVICE = {
     "finite": "Export with precision fp32, or look for a layer that overflows float16.",
     "varies": "Look at the exported graph: an input may be unused, or weights may be zero.",
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
-    "delegated": "Look at why the delegate refused it: shapes, data types or an operator that it lacks "
-    "(`outside_delegates` in the manifest lists what is left).",
+    "delegated": "Look at why the delegate refused it (`outside_delegates` in the manifest): shapes, data types, an "
+    "operator that it lacks. Where it must be so, name the kernel in `fallback_allowed`.",
     "long_cache": "Report this as a bug of edgeport: the cache goes wrong as it grows.",
     "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
     "holds that the device's implementation does not know.",
@@ -129,7 +129,7 @@ def measured_checks(measurements: Measurements, budgets: Budgets) -> list[Check]
     return [
         *_parity_checks(measurements, budgets),
         _weight_check(measurements),
-        *_delegation_checks(measurements),
+        *_delegation_checks(measurements, budgets),
         *_tokenizer_checks(measurements),
         *_generation_checks(measurements),
         *_latency_checks(measurements, budgets),
@@ -181,12 +181,13 @@ def _weight_check(measurements: Measurements) -> Check:
     return flag("weights_equal", None, equal, message)
 
 
-def _delegation_checks(measurements: Measurements) -> list[Check]:
+def _delegation_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
     """What multiplies by weights runs in the delegate: portable kernels are many times slower, and equally right."""
     found = measurements.delegation
     if found is None:
         return []
-    heavy = [name for name in found.kernels if name.partition(".")[0] in HEAVY_KERNELS]
+    unwanted = set(HEAVY_KERNELS) - set(budgets.fallback_allowed)
+    heavy = [name for name in found.kernels if name.partition(".")[0] in unwanted]
     told = f"{found.delegates} parts of the file run in {found.delegate}"
     if not found.delegates:
         told = f"no part of the file runs in {found.delegate}: it fell back to portable kernels"

@@ -268,6 +268,10 @@ def test_a_delegate_that_silently_fell_back_is_caught(tmp_path):
         )
         assert found.parity[0].cosine_worst > 0.99999
         verdicts[name] = judge(found, Budgets(cosine_min=0.999))
+        if name == "fell back":
+            outside = tuple(kernel.partition(".")[0] for kernel in found.delegation.kernels)
+            assert "aten::addmm" in outside or "aten::linear" in outside
+            assert not judge(found, Budgets(fallback_allowed=outside)).passed, "nothing is delegated at all"
     assert verdicts["delegated"].passed, failures(verdicts["delegated"])
     assert failures(verdicts["fell back"]) == {"delegated"}
     assert verdicts["fell back"].exit_code == 12

@@ -9,6 +9,7 @@ from edgeport.gate import judge
 from edgeport.storage import canonical_json
 from edgeport.validate.evidence import (
     DataRecord,
+    Delegation,
     Interval,
     Latency,
     Machine,
@@ -254,6 +255,19 @@ def test_noisy_wall_time_does_not_stop_a_budget_on_processor_time():
     noisy = measured(latency=latency(valid=False, note="busy"))
     assert judge(noisy, Budgets(cpu_ratio_max=0.6)).passed
     assert judge(noisy, Budgets(latency_ratio_max=0.6)).exit_code == 15
+
+
+def test_what_fell_back_from_its_delegate_fails_unless_it_is_allowed():
+    kernels = ("aten::convolution.out", "aten::softmax.int_out")
+    some = measured(delegation=Delegation(delegate="xnnpack", delegates=3, kernels=kernels))
+    check = one(judge(some, Budgets()), "delegated")
+    assert (check.outcome, check.exit_code) == ("failed", 12)
+    assert "aten::convolution.out fell back" in check.message
+    assert judge(some, Budgets(fallback_allowed=("aten::convolution",))).passed
+    none = measured(delegation=Delegation(delegate="xnnpack", delegates=0, kernels=()))
+    assert not judge(none, Budgets(fallback_allowed=("aten::convolution",))).passed
+    fine = measured(delegation=Delegation(delegate="xnnpack", delegates=1, kernels=kernels[1:]))
+    assert judge(fine, Budgets()).passed
 
 
 def failing(new, old, **regression):
