@@ -40,16 +40,17 @@ class Regression(Strict):
         accuracy_drop_max: of each suite that both have, paired where both answered the same samples.
         cosine_drop_max, top1_agreement_drop_max: of the outputs' agreement with the original, absolute.
         kl_rise_max: nats.
-        size_growth_max, latency_growth_max, memory_growth_max: relative; "5%" allows 1.05 times the old.
+        size_growth_max, latency_growth_max, memory_growth_max: a share of the old; "5%" allows 1.05 times
+            it.
     """
 
     accuracy_drop_max: MarginText = "1 point"
     cosine_drop_max: Share = 0.005
     top1_agreement_drop_max: Share = 0.02
     kl_rise_max: Nats = 0.02
-    size_growth_max: Ratio = 0.01
-    latency_growth_max: Ratio = 0.10
-    memory_growth_max: Ratio = 0.10
+    size_growth_max: Share = 0.01
+    latency_growth_max: Share = 0.10
+    memory_growth_max: Share = 0.10
 
 
 class Budgets(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,7 +125,8 @@ def measure(
     executed, parity = execute(artifact, samples, reference, task, execution, effort, watch)
     inputs = timing_inputs if timing_inputs is not None else largest(samples)
     watch(len(samples) + 2, steps, "latency")
-    latency, latency_absent = timed(artifact, baseline, inputs, executed, effort)
+    told = once_a_second(lambda calls: watch(len(samples) + 2, steps, f"latency, {calls} calls"))
+    latency, latency_absent = timed(artifact, baseline, inputs, executed, effort, told)
     watch(len(samples) + 3, steps, "memory")
     memory, memory_absent = weighed(artifact, baseline, inputs, executed, effort)
     watch(steps, steps, "measured")
@@ -186,8 +188,26 @@ def largest(samples: Sequence[Arrays]) -> Arrays:
     return max(samples, key=lambda sample: sum(value.size for value in sample.values()))
 
 
+def once_a_second(tell: Callable[[int], None]) -> Callable[[int, int], None]:
+    """A watcher of timed calls that hardly disturbs them: drawing takes longer than many a call."""
+    last = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1:
+            tell(done)
+            last = time.monotonic()
+
+    return watch
+
+
 def timed(
-    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: Executed, effort: Effort
+    artifact: Artifact,
+    baseline: Artifact | None,
+    inputs: Arrays,
+    executed: Executed,
+    effort: Effort,
+    progress: Callable[[int, int], None],
 ) -> tuple[Latency | None, str | None]:
     """Latency, or why there is none."""
     if executed != "runtime":
@@ -202,6 +222,7 @@ def timed(
             warmup=effort.warmup,
             seconds=effort.seconds,
             limit_seconds=effort.limit_seconds,
+            progress=progress,
         )
     except EdgeportError as error:
         return None, error.what
