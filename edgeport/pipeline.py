@@ -9,22 +9,24 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
-from edgeport.storage import cache_root, canonical_json, read_json
+from edgeport.storage import cache_root, canonical_json, hash_file, read_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeport.compress import LayerRecord
     from edgeport.compress.cost import Cost
     from edgeport.data.samples import SampleRecord, Samples
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import DataRecord, TokenizerParity, Verdict
+    from edgeport.validate.evidence import DataRecord, Measurements, TokenizerParity, Verdict, Work
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -271,6 +273,28 @@ def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
         return replay(vectors, shipped, job.request.target.runtime)
 
 
+def _work(
+    job: Job, artifact: Artifact, model: Model, inputs: Sequence[Mapping[str, np.ndarray]], measured: Measurements
+) -> Work:
+    """Operations and bytes of one inference at the shapes that latency was timed with."""
+    from edgeport.plan import packed_bytes
+    from edgeport.validate.run import Effort, largest
+    from edgeport.validate.size import model_bytes
+    from edgeport.validate.work import count_work, machine_limits
+
+    half = job.settings.precision == "fp16"
+    tables = {
+        item.name: packed_bytes(item) // (2 if half and not item.format.quantized else 1)
+        for item in job.assignments
+        if item.kinds == ("embedding",)
+    }
+    work = count_work(model, largest(inputs), file_bytes=model_bytes(artifact), stored=tables)
+    if measured.latency is None:
+        return work
+    peak, bandwidth = machine_limits(Effort().threads)
+    return work.model_copy(update={"peak_gflops": peak, "bandwidth_gb_s": bandwidth})
+
+
 def _measure(
     job: Job,
     artifact: Artifact,
@@ -285,7 +309,7 @@ def _measure(
     from edgeport.runtime.session import open_session
     from edgeport.stages import run_stage
     from edgeport.validate.generation import full_cache, measure_generation
-    from edgeport.validate.run import QUICK, Effort, measure
+    from edgeport.validate.run import effort_of, measure
     from edgeport.vectors import load_vectors, save_vectors
 
     def make(out: Path) -> None:
@@ -301,9 +325,10 @@ def _measure(
             baseline=baseline,
             predicted_bytes=predicted_bytes,
             memory_inputs=None if artifact.context is None else full_cache(inputs, artifact.context),
-            effort=QUICK if job.request.quick else Effort(),
+            effort=effort_of(quick=job.request.quick, full=job.request.full or job.request.recipe.gate.times),
             watch=progress.update,
         )
+        measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
         if job.model.decoder is not None:
             generation = measure_generation(
                 artifact,
@@ -390,11 +415,17 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     return _result(request.output, contents.evidence.verdict, time.monotonic() - started)
 
 
-def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | None = None) -> ExportResult:
+def validate_bundle(
+    bundle: Path, *, quick: bool = False, full: bool = False, progress: Progress | None = None
+) -> ExportResult:
     """Measure a bundle again on this machine, from what it carries: its files, golden vectors and hashes.
 
-    The fp32 artifact is not in the bundle, so no latency ratio can be measured; its size is known from the
+    The fp32 artifact is not in the bundle, so no ratio to its latency can be measured; its size is known from the
     evidence of the export.
+
+    Args:
+        quick: a short latency run, flagged not valid; full: one that is valid by MLPerf's measure, as a recipe
+            with a latency budget asks for anyway.
 
     Raises:
         BadInputError: the folder is no bundle, or a file of it is missing, changed or added.
@@ -402,9 +433,10 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
     from edgeport.bundle.golden import TOKENIZER
     from edgeport.bundle.manifest import GOLDEN_FOLDER
     from edgeport.bundle.read import read_bundle, verify_files
+    from edgeport.bundle.write import MANIFEST
     from edgeport.gate import conclude
     from edgeport.validate.generation import full_cache
-    from edgeport.validate.run import QUICK, Effort, measure
+    from edgeport.validate.run import effort_of, measure
     from edgeport.validate.tokenizer import replay
 
     started = time.monotonic()
@@ -427,8 +459,8 @@ def validate_bundle(bundle: Path, *, quick: bool = False, progress: Progress | N
         data=data,
         baseline_bytes=None if found.evidence is None else found.evidence.size.baseline_bytes,
         memory_inputs=None if manifest.context is None else full_cache(golden.inputs, manifest.context),
-        effort=QUICK if quick else Effort(),
-        manifest_sha256=None if found.evidence is None else found.evidence.manifest_sha256,
+        effort=effort_of(quick=quick, full=full or manifest.recipe.gate.times),
+        manifest_sha256=hash_file(bundle / MANIFEST),
         watch=progress.update,
     )
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():

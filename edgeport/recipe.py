@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from edgeport.budgets import Budgets
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
@@ -216,28 +217,6 @@ class Lowering(Strict):
 
     precision: Literal["fp32", "fp16", "target"] = "target"
     kv_cache: CacheFormat = "float"
-
-
-class Budgets(Strict):
-    """What the gate demands. A budget left out is not checked; the metric is still measured.
-
-    Attributes:
-        cosine_min: least mean cosine similarity between the artifact's and the original's outputs, 0 to 1.
-        relative_l2_max: largest ||artifact - original|| / ||original|| over all samples.
-        top1_agreement_min: least share of samples with the same most likely class or token, 0 to 1.
-        kl_max: largest mean KL(original || artifact), nats, for classifiers and language models.
-        size_ratio_max: largest file size relative to the fp32 artifact of the same runtime.
-        latency_ratio_max: largest p50 relative to the fp32 artifact of the same runtime.
-        peak_memory_ratio_max: largest peak resident memory relative to the fp32 artifact.
-    """
-
-    cosine_min: float | None = Field(default=None, ge=0, le=1)
-    relative_l2_max: float | None = Field(default=None, gt=0)
-    top1_agreement_min: float | None = Field(default=None, ge=0, le=1)
-    kl_max: float | None = Field(default=None, gt=0)
-    size_ratio_max: float | None = Field(default=None, gt=0, le=2)
-    latency_ratio_max: float | None = Field(default=None, gt=0)
-    peak_memory_ratio_max: float | None = Field(default=None, gt=0)
 
 
 class Recipe(Strict):

@@ -163,4 +163,4 @@ def run(
         return
     print()
     why = {"stop": "", "length": ", cut at --max-new-tokens", "context": ", the cache is full", None: ""}[record.finish]
-    print(f"[{speed(record, conversation.tokens)}{why}]", file=sys.stderr)
+    print(f"[{speed(record, model.tokens)}{why}]", file=sys.stderr)

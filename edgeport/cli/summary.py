@@ -50,7 +50,11 @@ def _latency(evidence: Mapping[str, Any]) -> str:
     latency = evidence.get("latency")
     if not latency:
         return evidence.get("latency_absent") or NOT_MEASURED
-    text = f"{latency['ratio']['mean']:.2f}x of fp32 (p50 {latency['p50_ms']:.1f} ms, {latency['threads']} thread)"
+    ratio = latency.get("ratio")
+    text = "" if ratio is None else f"{ratio['mean']:.2f}x of fp32, "
+    text += f"p50 {latency['p50_ms']:.1f} ms, p90 {latency['p90_ms']:.1f} ms, {latency['threads']} thread"
+    if latency.get("cpu_ratio"):
+        text += f"; processor time {latency['cpu_ratio']['mean']:.2f}x"
     return text if latency["valid"] else f"{text}; not valid: {latency['note']}"
 
 
@@ -133,6 +137,49 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _tasks(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line a metric of a suite: the artifact's score, and its paired difference from the original's."""
+    rows = []
+    for task in evidence.get("tasks", ()):
+        words = _interval(task["artifact"], 4)
+        if task["original"] is not None:
+            words += f"; original {task['original']['mean']:.4f}"
+        if task["difference"] is not None:
+            found = task["difference"]
+            words += f", difference {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+        if task["baseline_problem"] is not None:
+            words += f"; {task['baseline_problem']}"
+        rows.append((f"{task['suite']}: {task['metric']}", words))
+    return rows
+
+
+def _delegation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = evidence.get("delegation")
+    if not found:
+        return []
+    words = f"{found['delegates']} parts of the file; {len(found['kernels'])} kinds of kernels run outside of them"
+    return [(f"delegated to {found['delegate']}", words)]
+
+
+def _work(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Operations and bytes of one inference, and where its speed stands under the machine's roof."""
+    if not evidence.get("work"):
+        return []
+    from edgeport.validate.evidence import Latency, Work
+    from edgeport.validate.work import roofline
+
+    work = Work.model_validate(evidence["work"])
+    words = f"{work.flops / 1e9:.3g} Gflop, {in_bytes(work.moved_bytes)} moved"
+    latency = evidence.get("latency")
+    found = None if not latency else roofline(work, Latency.model_validate(latency))
+    if found is not None:
+        words += (
+            f"; {found.achieved_gflops:.3g} Gflop/s, {found.mfu:.0%} of this machine's float32 peak; "
+            f"{found.bound} allows {found.attainable_gflops:.3g}"
+        )
+    return [("one inference", words)]
+
+
 def cost_words(cost: Mapping[str, Any]) -> str:
     """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
     parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
@@ -155,9 +202,12 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size", in_bytes(size["bytes"]) + _of_fp32(size)),
         *_parity_rows(evidence["parity"]),
         ("quantized weights", _weights(evidence)),
+        *_tasks(evidence),
         *_tokenizers(evidence),
         *_generation(evidence),
+        *_delegation(evidence),
         ("latency", _latency(evidence)),
+        *_work(evidence),
         ("peak memory", _memory(evidence)),
         *_planned(evidence),
         *([("compression", cost_words(cost))] if cost else []),
@@ -171,15 +221,23 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def draw_evidence(console: Console, evidence: Mapping[str, Any], more: list[tuple[str, str]]) -> None:
     """The summary table, the failed checks, and the verdict."""
-    from rich.markup import escape
-
     from edgeport.cli.tables import facts
 
     console.print(facts([*evidence_rows(evidence), *more]))
-    verdict = evidence["verdict"]
+    draw_verdict(console, evidence["verdict"])
+
+
+def draw_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
+    """The failed checks with the first thing to try, what was not compared, and the verdict."""
+    from rich.markup import escape
+
     for check in verdict["checks"]:
         if not check["passed"]:
-            console.print(f"[red]failed[/red] {escape(check['message'])} {escape(check['advice'])}", soft_wrap=True)
+            word = "[yellow]undecided[/yellow]" if check["undecided"] else "[red]failed[/red]"
+            message = check["message"].rstrip(".")
+            console.print(f"{word} {escape(message)}. {escape(check['advice'])}", soft_wrap=True)
+    for note in verdict["notes"]:
+        console.print(f"not compared: {escape(note)}", soft_wrap=True)
     if verdict["passed"]:
         console.print(f"[bold green]PASSED[/bold green] all {len(verdict['checks'])} checks")
     else:

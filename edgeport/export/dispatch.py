@@ -173,3 +173,18 @@ def read_weights(artifact: Artifact) -> dict[str, QuantizedTensor]:
     from edgeport.export.coreml.weights import read_weights as read_coreml
 
     return read_coreml(artifact)
+
+
+def read_delegation(artifact: Artifact) -> tuple[int, tuple[str, ...]] | None:
+    """How many delegates are really in the file, and the kernels that it calls outside of them; None for a runtime
+    without delegates.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+    if artifact.runtime != "executorch":
+        return None
+    from edgeport.export.executorch.pte import operators, read_program
+
+    program = read_program(artifact.path).program
+    return len(program.execution_plan[0].delegates), tuple(operators(program))

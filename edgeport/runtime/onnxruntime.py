@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeport.errors import BadInputError
+from edgeport.errors import BadInputError, MeasurementError
 from edgeport.export.artifact import Artifact
 from edgeport.model.types import Axis, TensorSpec
 
@@ -139,10 +139,15 @@ class OnnxRuntimeSession:
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         self._inputs = artifact.inputs
         self._outputs = [spec.name for spec in artifact.outputs]
+        self._entry = artifact.entry
         self._session = open_file(artifact, threads=threads)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once: every input by name in, every output by name out. See `Session.run`."""
+        """Run once: every input by name in, every output by name out. See `Session.run`.
+
+        Raises:
+            MeasurementError: the runtime stopped, as at a token that the file has no row for.
+        """
         names = [spec.name for spec in self._inputs]
         for name in inputs:
             if name not in names:
@@ -153,5 +158,8 @@ class OnnxRuntimeSession:
             if spec.name not in inputs:
                 raise BadInputError(f"The input {spec.name!r} is missing.", allowed=names)
             feed[spec.name] = check_input(spec, inputs[spec.name], seen)
-        results = self._session.run(self._outputs, feed)
+        try:
+            results = self._session.run(self._outputs, feed)
+        except Exception as error:  # the library's own exceptions have no public names
+            raise MeasurementError(f"ONNX Runtime stopped: {str(error).strip()}", where=self._entry) from error
         return {name: np.asarray(result) for name, result in zip(self._outputs, results, strict=True)}

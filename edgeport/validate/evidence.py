@@ -13,6 +13,7 @@ from typing import Literal
 
 from edgeport.formats import CacheFormat
 from edgeport.schema import Strict
+from edgeport.units import MetricUnit
 
 State = Literal["yes", "no", "failed"]
 
@@ -99,6 +100,46 @@ class OutputParity(Strict):
     varies: bool = True
 
 
+class TaskScore(Strict):
+    """One metric of a suite: original and artifact on the same samples (`edgeport.validate.tasks.score_task`).
+
+    The scores themselves are kept, one a sample, so that the gate can hold any margin against them, and a later
+    bundle can be compared with this one sample by sample.
+
+    Attributes:
+        suite, metric: names; a suite's first metric is its main one.
+        unit: of the scores; higher_is_better: their direction (False for an error rate).
+        chance: score of an answer that knows nothing; None where there is no such thing.
+        n: samples.
+        original, artifact: the scores' means; None where a score is not finite.
+        difference: artifact minus original, paired, with a two-sided 95% interval.
+        worse, better: samples on which the artifact scored worse or better than the original.
+        mcnemar_p: exact test of equal right-or-wrong scores; None for other scores.
+        baseline_problem: why the original's own score is no yardstick; None when it is one.
+        original_scores, artifact_scores: one a sample; a score that is not finite is None.
+        weights: of the samples in the mean; None when all count alike.
+        data: the samples.
+    """
+
+    suite: str
+    metric: str
+    unit: MetricUnit
+    higher_is_better: bool = True
+    chance: float | None = None
+    n: int
+    original: Interval | None
+    artifact: Interval | None
+    difference: Interval | None
+    worse: int
+    better: int
+    mcnemar_p: float | None = None
+    baseline_problem: str | None = None
+    original_scores: tuple[float | None, ...]
+    artifact_scores: tuple[float | None, ...]
+    weights: tuple[float, ...] | None = None
+    data: DataRecord
+
+
 class WeightCheck(Strict):
     """The weights in the file against the logical ones, bit for bit.
 
@@ -115,27 +156,73 @@ class WeightCheck(Strict):
     unused: tuple[str, ...] = ()
 
 
-class Latency(Strict):
-    """Single-thread latency, interleaved with the fp32 artifact of the same runtime.
+class Delegation(Strict):
+    """What the file hands over to its delegate, and what it leaves to the runtime's portable kernels.
 
     Attributes:
-        queries: timed calls of each of the two artifacts.
+        delegate: that the target asks for.
+        delegates: parts of the file that it runs.
+        kernels: called outside of them, "namespace::name.overload".
+    """
+
+    delegate: str
+    delegates: int
+    kernels: tuple[str, ...]
+
+
+class Noise(Strict):
+    """What a fixed piece of arithmetic took, run between the timed calls: the machine alone, without any model.
+
+    Attributes:
+        runs: of it.
+        median_us: wall time of one, microseconds.
+        spread: its p90 over its median, minus 1.
+        drift: median of the second half of the run over the first's, minus 1.
+    """
+
+    runs: int
+    median_us: float
+    spread: float
+    drift: float
+
+
+class Latency(Strict):
+    """Latency as MLPerf's single stream measures it: the next call when the last is done, measured p90.
+
+    Calls alternate with those of the fp32 artifact of the same runtime; without one, what needs it is None.
+
+    Attributes:
+        queries: timed calls of each of the two artifacts; seconds: of this one's calls together.
+        cores: the processors that the process was held to; empty where the system can't.
         cpu_ms, baseline_cpu_ms: median processor time of a call, all threads of the process: where the
             machine was shared, their ratio says more than the wall times'.
-        valid: False when the run was too short or too noisy to be a claim; `note` says why.
+        min_queries_met, min_duration_met: at least 1024 calls, at least 60 s: MLPerf's own two demands.
+        valid: False also when the run was too noisy to be a claim; `note` says why.
+        p90: of this artifact, ms, with the 95% interval of order statistics.
         ratio: p50 of this artifact / p50 of the baseline, with a bootstrap interval over pairs of calls.
+        cpu_ratio: the same of processor time; None with too few calls to say.
+        outliers: share of this artifact's calls that took more than twice the median.
+        noise: of the machine during the run.
     """
 
     threads: int
     queries: int
     warmup: int
+    seconds: float = 0.0
+    cores: tuple[int, ...] = ()
     p50_ms: float
     p90_ms: float
+    p90: Interval | None = None
     cpu_ms: float
-    baseline_p50_ms: float
-    baseline_p90_ms: float
+    baseline_p50_ms: float | None
+    baseline_p90_ms: float | None
     baseline_cpu_ms: float | None = None
-    ratio: Interval
+    ratio: Interval | None
+    cpu_ratio: Interval | None = None
+    outliers: float = 0.0
+    noise: Noise | None = None
+    min_queries_met: bool = False
+    min_duration_met: bool = False
     valid: bool
     note: str
     input_shapes: dict[str, tuple[int, ...]]
@@ -148,7 +235,8 @@ class Memory(Strict):
         peak_rss_mb: most memory ever resident in that process (VmHWM on Linux), MB (1e6 bytes).
         runtime_rss_mb: resident after importing the runtime, before loading the file.
         baseline_peak_rss_mb: the same for the fp32 artifact.
-        load_ms: time to load the file.
+        load_ms: time to load the file, which the system had in memory.
+        cold_load_ms: the same after the system was made to forget the file; None where it can't be.
         first_run_ms: time of the first inference.
         tokens: that a decoder read meanwhile: as many as its cache holds.
     """
@@ -157,6 +245,7 @@ class Memory(Strict):
     runtime_rss_mb: float
     baseline_peak_rss_mb: float | None
     load_ms: float
+    cold_load_ms: float | None = None
     first_run_ms: float
     tokens: int | None = None
 
@@ -199,6 +288,32 @@ class Size(Strict):
     predicted_bytes: int | None = None
 
 
+class Work(Strict):
+    """What one inference has to do (`edgeport.validate.work`), and what the machine that measured can do.
+
+    Attributes:
+        input_shapes: counted at; of a decoder with a cache the text before the one token that is counted.
+        flops: operations, 2 for a multiply-add.
+        weight_bytes: of the file that one inference reads; activation_bytes: that layers with weights read and give, in
+            float32; cache_bytes: a decoder's keys and values.
+        peak_gflops, bandwidth_gb_s: of the machine, with the threads of the latency run; None where it runs no such
+            file.
+    """
+
+    input_shapes: dict[str, tuple[int, ...]]
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    cache_bytes: int = 0
+    peak_gflops: float | None = None
+    bandwidth_gb_s: float | None = None
+
+    @property
+    def moved_bytes(self) -> int:
+        """All of them."""
+        return self.weight_bytes + self.activation_bytes + self.cache_bytes
+
+
 class CompressionCost(Strict):
     """What compressing the model took, where it was compressed; the stage cache keeps it with the weights.
 
@@ -225,9 +340,13 @@ class Check(Strict):
     """One line of the gate.
 
     Attributes:
-        metric: the budget's name in the recipe.
-        measured, allowed: in the metric's own unit; None when it could not be measured.
+        metric: the budget's name in the recipe; "regression." before it where an older bundle is the measure.
+        output: the output or the suite that it is about.
+        measured, allowed: in `unit`; measured is None when it could not be measured.
+        low, high: how far `measured` can be trusted, where it comes with an interval; n: over how many samples.
         passed: False also when it could not be measured: the gate fails closed.
+        undecided: measured, but the interval holds the budget: no answer at the stated confidence.
+        needed: samples that would decide.
         exit_code: the code this check fails with.
         advice: the first thing to try.
     """
@@ -236,18 +355,36 @@ class Check(Strict):
     output: str | None = None
     measured: float | None
     allowed: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
     passed: bool
+    undecided: bool = False
+    needed: int | None = None
     exit_code: int
     message: str
     advice: str
 
+    @property
+    def outcome(self) -> Literal["passed", "failed", "undecided", "not measured"]:
+        """What became of it, in words."""
+        if self.passed:
+            return "passed"
+        return "undecided" if self.undecided else "not measured" if self.measured is None else "failed"
+
 
 class Verdict(Strict):
-    """The gate's answer. `exit_code` is 0, or the lowest code of the failed checks."""
+    """The gate's answer. `exit_code` is 0, or the lowest code of the failed checks.
+
+    Attributes:
+        notes: what was not judged, and why that is no failure.
+    """
 
     passed: bool
     exit_code: int
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Machine(Strict):
@@ -335,15 +472,18 @@ class Measurements(Strict):
     data: DataRecord
     parity: tuple[OutputParity, ...]
     weights: WeightCheck | None
+    delegation: Delegation | None = None
     size: Size
     latency: Latency | None
     latency_absent: str | None = None
     memory: Memory | None
     memory_absent: str | None = None
     memory_plan: MemoryPlan | None = None
+    work: Work | None = None
     compression: CompressionCost | None = None
     tokenizers: tuple[TokenizerParity, ...] = ()
     generation: Generation | None = None
+    tasks: tuple[TaskScore, ...] = ()
 
 
 class Evidence(Measurements):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.errors import EdgeportError, MeasurementError
-from edgeport.validate.evidence import DataRecord, Latency, Measurements, Memory, OutputParity, States
-from edgeport.validate.latency import measure_latency
+from edgeport.validate.evidence import DataRecord, Delegation, Latency, Measurements, Memory, OutputParity, States
+from edgeport.validate.latency import LEAST_QUERIES, LEAST_SECONDS, measure_latency
 from edgeport.validate.machine import this_machine
 from edgeport.validate.memory import measure_memory
 from edgeport.validate.parity import compare
@@ -34,21 +35,27 @@ class Effort:
 
     Attributes:
         threads: of the runtime.
-        queries, warmup: timed and untimed calls of each artifact; seconds: least time timed in all.
+        queries, warmup: timed and untimed calls of each artifact; seconds: least time of the artifact's calls.
         limit_seconds: when to stop timing at the latest.
         probes: fresh processes for memory and load time of the artifact; 0 leaves them out.
     """
 
     threads: int = 1
-    queries: int = 100
+    queries: int = 128
     warmup: int = 10
-    seconds: float = 3.0
+    seconds: float = 2.0
     limit_seconds: float = 60.0
     probes: int = 3
 
 
 QUICK = Effort(queries=10, warmup=2, seconds=0.0, limit_seconds=10.0, probes=1)
-"""For a first look: its latency is not valid as a claim, and says so."""
+FULL = Effort(queries=LEAST_QUERIES, seconds=LEAST_SECONDS, limit_seconds=1800.0)
+"""Only the last is a valid run by MLPerf's measure; the others are for a look, and their latency says so."""
+
+
+def effort_of(*, quick: bool, full: bool) -> Effort:
+    """The effort that was asked for."""
+    return QUICK if quick else FULL if full else Effort()
 
 
 STEPS = 4
@@ -93,7 +100,7 @@ def measure(
         execution: the target's word on where and in what sense the artifact runs here.
         logical: the compressed weights (or their digests), by parameter name; empty when nothing was compressed.
         data: where the samples come from.
-        baseline: the fp32 artifact of the same runtime; without it latency is absent.
+        baseline: the fp32 artifact of the same runtime; without it there are no ratios of latency and memory.
         baseline_bytes: its size, where only that is known.
         timing_inputs: inputs for latency and memory; the largest sample when left out.
         memory_inputs: inputs for memory, where they are others: a text that fills a decoder's cache.
@@ -103,7 +110,7 @@ def measure(
         MeasurementError: the reference is degenerate, or outputs don't fit it; see `parity.compare`.
         BadInputError: the artifact can't be loaded or takes other inputs.
     """
-    from edgeport.export.dispatch import read_weights
+    from edgeport.export.dispatch import read_delegation, read_weights
 
     steps = len(samples) + STEPS
     watch(0, steps, "size")
@@ -112,11 +119,16 @@ def measure(
     size = measure_size(artifact, baseline_bytes, predicted_bytes)
     watch(1, steps, "weights in the file")
     weights = check_weights(logical, read_weights(artifact), unused=artifact.facts.get("unused_weights", ()))
+    handed = read_delegation(artifact)
+    delegation = None
+    if handed is not None:
+        delegation = Delegation(delegate=artifact.delegate, delegates=handed[0], kernels=handed[1])
 
     executed, parity = execute(artifact, samples, reference, task, execution, effort, watch)
     inputs = timing_inputs if timing_inputs is not None else largest(samples)
     watch(len(samples) + 2, steps, "latency")
-    latency, latency_absent = timed(artifact, baseline, inputs, executed, effort)
+    told = once_a_second(lambda calls: watch(len(samples) + 2, steps, f"latency, {calls} calls"))
+    latency, latency_absent = timed(artifact, baseline, inputs, executed, effort, told)
     watch(len(samples) + 3, steps, "memory")
     filled = inputs if memory_inputs is None else memory_inputs
     memory, memory_absent = weighed(artifact, baseline, filled, executed, effort)
@@ -129,6 +141,7 @@ def measure(
         data=data,
         parity=parity,
         weights=weights,
+        delegation=delegation,
         size=size,
         latency=latency,
         latency_absent=latency_absent,
@@ -178,14 +191,30 @@ def largest(samples: Sequence[Arrays]) -> Arrays:
     return max(samples, key=lambda sample: sum(value.size for value in sample.values()))
 
 
+def once_a_second(tell: Callable[[int], None]) -> Callable[[int, int], None]:
+    """A watcher of timed calls that hardly disturbs them: drawing takes longer than many a call."""
+    last = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1:
+            tell(done)
+            last = time.monotonic()
+
+    return watch
+
+
 def timed(
-    artifact: Artifact, baseline: Artifact | None, inputs: Arrays, executed: Executed, effort: Effort
+    artifact: Artifact,
+    baseline: Artifact | None,
+    inputs: Arrays,
+    executed: Executed,
+    effort: Effort,
+    progress: Callable[[int, int], None],
 ) -> tuple[Latency | None, str | None]:
     """Latency, or why there is none."""
     if executed != "runtime":
         return None, ABSENT[executed]
-    if baseline is None:
-        return None, "There is no fp32 artifact of the same runtime to compare with."
     try:
         latency = measure_latency(
             artifact,
@@ -196,6 +225,7 @@ def timed(
             warmup=effort.warmup,
             seconds=effort.seconds,
             limit_seconds=effort.limit_seconds,
+            progress=progress,
         )
     except EdgeportError as error:
         return None, error.what

@@ -20,6 +20,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "executorch", "torchao"
 VERBS = (
     ["export"],
     ["validate"],
+    ["gate"],
     ["inspect"],
     ["targets"],
     ["targets", "show"],

@@ -154,11 +154,30 @@ def test_the_summary_says_what_was_measured_and_what_was_not() -> None:
 
 
 def test_the_summary_flags_an_invalid_latency_and_values_that_are_not_finite() -> None:
-    latency = {"ratio": {"mean": 0.43}, "p50_ms": 17.1, "threads": 1, "valid": False, "note": "too short"}
+    latency = {"ratio": {"mean": 0.43}, "p50_ms": 17.1, "p90_ms": 20.0, "threads": 1}
+    latency |= {"valid": False, "note": "too short", "cpu_ratio": {"mean": 0.41}}
     parity = [{"output": "y", "finite": False, "cosine": None, "cosine_worst": None}]
     size = {"bytes": 1000, "baseline_bytes": None, "ratio": None}
     rows = dict(evidence_rows(_evidence(latency=latency, parity=parity, size=size)))
-    assert rows["latency"] == "0.43x of fp32 (p50 17.1 ms, 1 thread); not valid: too short"
+    said = "0.43x of fp32, p50 17.1 ms, p90 20.0 ms, 1 thread; processor time 0.41x; not valid: too short"
+    assert rows["latency"] == said
+    alone = _evidence(latency={**latency, "ratio": None, "cpu_ratio": None, "valid": True})
+    assert dict(evidence_rows(alone))["latency"] == "p50 17.1 ms, p90 20.0 ms, 1 thread"
     assert rows["y: finite"].startswith("NO")
     assert rows["y: cosine"] == NOT_MEASURED
     assert rows["size"] == "1 kB"
+
+
+def test_the_summary_has_suites_delegates_and_work() -> None:
+    share = {"mean": 0.8, "low": 0.75, "high": 0.85, "n": 200}
+    task = {"suite": "intents", "metric": "accuracy", "artifact": share, "original": {**share, "mean": 0.81}}
+    task |= {"difference": {"mean": -0.01, "low": -0.03, "high": 0.01, "n": 200}, "baseline_problem": None}
+    work = {"input_shapes": {"x": [1, 2]}, "flops": 20_000_000, "weight_bytes": 900_000, "activation_bytes": 100_000}
+    delegation = {"delegate": "xnnpack", "delegates": 3, "kernels": ["a", "b"]}
+    rows = dict(evidence_rows(_evidence(tasks=[task], delegation=delegation, work=work)))
+    said = "0.8000 [0.7500, 0.8500], n=200; original 0.8100, difference -0.0100 [-0.0300, +0.0100]"
+    assert rows["intents: accuracy"] == said
+    assert rows["delegated to xnnpack"].startswith("3 parts of the file; 2 kinds of kernels")
+    assert rows["one inference"] == "0.02 Gflop, 1 MB moved"
+    broken = {**task, "difference": None, "artifact": None, "baseline_problem": "at chance"}
+    assert dict(evidence_rows(_evidence(tasks=[broken])))["intents: accuracy"].endswith("; at chance")

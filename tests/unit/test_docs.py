@@ -3,6 +3,8 @@
 import runpy
 from pathlib import Path
 
+from edgeport.budgets import Budgets, load_budgets
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -11,3 +13,13 @@ def test_the_table_of_targets_and_methods_is_fresh():
     written = (ROOT / "docs" / "targets.md").read_text()
     assert written == made, "run `python scripts/target_table.py --write`"
     assert "| gptq | symmetric integers |" in written
+
+
+def test_the_budgets_of_the_gates_page_are_budgets(tmp_path):
+    page = (ROOT / "docs" / "gate.md").read_text()
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    path = tmp_path / "budgets.toml"
+    path.write_text(text)
+    budgets = load_budgets(path)
+    assert set(budgets.model_fields_set) == set(Budgets.model_fields), "the page shows every key"
+    assert budgets.regression == Budgets().regression, "and the defaults that it says"

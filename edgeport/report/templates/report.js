@@ -123,7 +123,10 @@
     const known = {
       cosine_min: "Cosine similarity, mean", relative_l2_max: "Relative L2 distance",
       top1_agreement_min: "Same top answer", kl_max: "KL divergence", size_ratio_max: "Size against fp32",
-      latency_ratio_max: "Latency against fp32", peak_memory_ratio_max: "Peak memory against fp32",
+      latency_ratio_max: "Latency against fp32", latency_p90_max: "Latency, p90", cpu_ratio_max: "Processor time against fp32",
+      size_max: "Size", cold_load_max: "Cold load", first_run_max: "First inference", peak_memory_max: "Peak memory",
+      accuracy_drop_max: "Worse than the original by", accuracy_score_min: "Score of the suite",
+      delegated: "The delegate runs what it is there for", peak_memory_ratio_max: "Peak memory against fp32",
       weights_equal: "Weights in the file are the logical ones", finite: "Every value is finite", varies: "Outputs follow the inputs",
     };
     return known[metric] || metric.replace(/_(min|max)$/, "").replaceAll("_", " ");
@@ -149,7 +152,10 @@
     if (isFlag(c)) return c.passed ? "yes" : present(c.measured) ? "no" : "not measured";
     const sign = c.metric.endsWith("_min") ? "≥" : "≤";
     const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c.metric, c.measured);
-    return `${measured}${c.passed ? "" : ", allowed"} ${sign} ${amount(c.metric, c.allowed)}`;
+    const unit = ["ms", "MB", "nats"].includes(c.unit) ? " " + c.unit : "";
+    const interval = present(c.low) && present(c.high) && c.n > 1 ? ` [${small(c.low)}, ${small(c.high)}]` : "";
+    const allowed = `${c.passed ? "" : ", allowed"} ${sign} ${amount(c.metric, c.allowed)}${unit}`;
+    return measured + (present(c.measured) ? unit : "") + (c.metric.startsWith("accuracy") ? interval : "") + allowed;
   }
   function drawChecks(checks) {
     for (const c of grouped(checks)) {
