@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
+from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, needs_data, place
 from edgeport.schema import Strict, read_toml
 
 RECIPES = PACKAGE / "recipes"
@@ -191,7 +192,9 @@ class Qera(Strict):
 
 
 Prepare = Awq | Smooth | Rotate
-Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qera | Qat, Field(discriminator="method")]
+Step = Annotated[
+    Restructure | RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qera | Qat, Field(discriminator="method")
+]
 
 
 class Calibration(Strict):
@@ -256,6 +259,16 @@ class Recipe(Strict):
         return bool(self.compress)
 
     @property
+    def restructure(self) -> tuple[Restructure, ...]:
+        """The steps that make the model smaller before its weights are quantized, in order."""
+        return tuple(step for step in self.compress if isinstance(step, Restructure))
+
+    @property
+    def vocabulary(self) -> PruneVocabulary | None:
+        """The step that leaves tokens out, if there is one."""
+        return next((step for step in self.compress if isinstance(step, PruneVocabulary)), None)
+
+    @property
     def quantize(self) -> Quantize | None:
         """The step that quantizes, if there is one."""
         return next((step for step in self.compress if isinstance(step, Quantize)), None)
@@ -287,11 +300,24 @@ class Recipe(Strict):
         needed = step is not None and (
             step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
         )
-        return needed or any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qera | Qat) for step in self.compress)
+        tuned = any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qera | Qat) for step in self.compress)
+        return needed or tuned or any(needs_data(step) for step in self.restructure)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        first = [step for step in value if isinstance(step, Restructure)]
+        if first != list(value[: len(first)]):
+            raise ValueError("what prunes, factorizes or makes sparse comes before what prepares and quantizes")
+        found = [place(step) for step in first]
+        if found != sorted(found) or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1):
+            raise ValueError(
+                "prune_vocabulary comes first, then prune_depth and prune_width, lowrank, and what makes weights sparse; "
+                "all but the second once each"
+            )
+        if len(value) == len(first):
+            return value
+        value, whole = value[len(first) :], value
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
         places: tuple[Any, ...] = (Prepare, Quantize, Brecq, Qera, Qat)
@@ -300,7 +326,7 @@ class Recipe(Strict):
             raise ValueError("what prepares for quantizing comes before the step that quantizes")
         if order != sorted(order) or any(order.count(place) > 1 for place in (2, 3, 4)):
             raise ValueError("brecq, qera and qat come once each, in this order after the step that quantizes")
-        return value
+        return whole
 
 
 def recipe_names() -> list[str]:
