@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
-from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, needs_data, place
+from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, Sparsify, needs_data, place
 from edgeport.schema import Strict, read_toml
 
 RECIPES = PACKAGE / "recipes"
@@ -312,11 +312,14 @@ class Recipe(Strict):
         found = [place(step) for step in first]
         if found != sorted(found) or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1):
             raise ValueError(
-                "prune_vocabulary comes first, then prune_depth and prune_width, lowrank, and what makes weights sparse; "
-                "all but the second once each"
+                "prune_vocabulary comes first, then prune_depth and prune_width, then lowrank, then what makes weights "
+                "sparse; only the second may come more than once each"
             )
         if len(value) == len(first):
             return value
+        quantizing = next((step for step in value if isinstance(step, Quantize)), None)
+        if any(isinstance(step, Sparsify) for step in first) and quantizing and quantizing.linear != ("float",):
+            raise ValueError("Linear weights are stored either sparse or quantized: leave `linear` out, or the zeros")
         value, whole = value[len(first) :], value
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")

@@ -31,6 +31,7 @@ from edgeport.bundle.manifest import (
     Manifest,
     SettingsEntry,
     SourceEntry,
+    StepEntry,
     TensorEntry,
     check_relative,
 )
@@ -41,6 +42,7 @@ from edgeport.validate.evidence import DataRecord
 
 if TYPE_CHECKING:
     from edgeport.compress.apply import LayerRecord
+    from edgeport.compress.restructure import StepRecord
     from edgeport.data.samples import SampleRecord
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
@@ -71,6 +73,7 @@ class Contents:
         evidence: what was measured on `artifact`.
         toolchain: versions of the packages that decide what the files contain.
         calibration: the inputs that methods were tuned on, if any.
+        steps: what pruning, factorizing and the like did before.
         generation: further text files beside the assets, by name: settings of generation libraries.
         tokenizer: texts and the ids that must come of them; None without a decoder.
     """
@@ -85,6 +88,7 @@ class Contents:
     evidence: Evidence
     toolchain: Mapping[str, str]
     calibration: SampleRecord | None = None
+    steps: tuple[StepRecord, ...] = ()
     generation: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] | None = None
 
@@ -222,6 +226,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         outputs=tuple(TensorEntry.model_validate(asdict(spec)) for spec in artifact.outputs),
         files=files,
         layers=tuple(LayerEntry.model_validate(asdict(record)) for record in contents.layers),
+        steps=tuple(StepEntry.model_validate(asdict(record)) for record in contents.steps),
         weights=dict(artifact.weights),
         image=None if model.image is None else ImageEntry.model_validate(asdict(model.image)),
         labels=model.labels,

@@ -20,7 +20,7 @@ from edgeport.compress.lowrank.svd import choose_ranks, factorize_layers, outlin
 from edgeport.compress.prune.cut import Cut, cut_depth, cut_width
 from edgeport.compress.prune.depth import check_depth, choose_layers
 from edgeport.compress.prune.families import sizes_of
-from edgeport.compress.prune.sparse import sparse_layers, sparsify_layers
+from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
@@ -178,9 +178,9 @@ def float_bytes(model: Model) -> int:
     return total
 
 
-def sparse_bytes(places: int, numbers: int, width: int = 4) -> int:
-    """Bytes of a sparse weight: its numbers, `width` bytes each, and a bit a place."""
-    return width * numbers + (places + 7) // 8
+def dense_bytes(model: Model) -> int:
+    """Bytes of all parameters in float32, zeros like all others."""
+    return 4 * parameter_count(model)
 
 
 def parameter_count(model: Model) -> int:

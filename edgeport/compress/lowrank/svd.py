@@ -124,5 +124,3 @@ def outline_factors(model: Model, ranks: dict[str, int]) -> Model:
     module = copy.deepcopy(model.module)
     add_factors(module, ranks)
     return replace(model, module=module)
-
-

@@ -93,7 +93,7 @@ def cut_width(model: Model, kept: Mapping[str, Kept]) -> Model:
         _pick_block(picks, family, sizes, layer, kept)
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     state = dict(module.state_dict())
-    smaller = _skeleton(model, config)
+    smaller = skeleton(model, config)
     if hidden is not None:
         index = torch.tensor(hidden)
         for name, tensor in smaller.state_dict().items():
@@ -144,9 +144,7 @@ def _channels(heads: Sequence[int], width: int) -> torch.Tensor:
     return (torch.tensor(heads)[:, None] * width + torch.arange(width)).reshape(-1)
 
 
-def _rescale(
-    state: dict[str, torch.Tensor], module: torch.nn.Module, family: Family, before: int, after: int
-) -> None:
+def _rescale(state: dict[str, torch.Tensor], module: torch.nn.Module, family: Family, before: int, after: int) -> None:
     """Keep RMS norms over fewer channels, and Gemma's scaled embedding, at the size that they had, in place."""
     factor = (before / after) ** 0.5
     norms = [
@@ -181,7 +179,7 @@ def _config(model: Model) -> Any:
     return model.module.config
 
 
-def _skeleton(model: Model, config: Any) -> torch.nn.Module:
+def skeleton(model: Model, config: Any) -> torch.nn.Module:
     """A module of the same class and head, with random weights.
 
     Raises:
@@ -212,7 +210,7 @@ def _rebuilt(
     Raises:
         BadInputError: the weights don't fit it, or the outputs that are compared would have other shapes.
     """
-    module = _skeleton(model, config) if module is None else module
+    module = skeleton(model, config) if module is None else module
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wanted != found:

@@ -172,7 +172,9 @@ def sizes_of(module: torch.nn.Module) -> Sizes:
             where="prune_depth, prune_width",
             allowed="models as transformers builds them",
         )
-    down, output = (module.get_submodule(f"{prefix}.0.{name}").get_parameter("weight") for name in (family.down, family.output))
+    down, output = (
+        module.get_submodule(f"{prefix}.0.{name}").get_parameter("weight") for name in (family.down, family.output)
+    )
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, family.kv_field) or heads) if family.kv_field else heads
     return Sizes(

@@ -98,6 +98,11 @@ def sparsified(weight: torch.Tensor, moments: Moments | None, step: Sparsify) ->
     return sparsegpt(weight, second, step)
 
 
+def sparse_bytes(places: int, numbers: int, width: int = 4) -> int:
+    """Bytes of a sparse weight: its numbers, `width` bytes each, and a bit a place."""
+    return width * numbers + (places + 7) // 8
+
+
 def numbers_left(shape: tuple[int, ...], step: Sparsify) -> int:
     """Numbers of a weight (N, K) that are not zero."""
     rows, columns = shape
