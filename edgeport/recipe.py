@@ -312,8 +312,8 @@ class Recipe(Strict):
         found = [place(step) for step in first]
         if found != sorted(found) or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1):
             raise ValueError(
-                "prune_vocabulary comes first, then prune_depth and prune_width, then lowrank, then what makes weights "
-                "sparse; only the second may come more than once each"
+                "prune_vocabulary comes first, then prune_depth, _width and _channels, then lowrank, then what makes "
+                "weights sparse; all but the second once each"
             )
         if len(value) == len(first):
             return value

@@ -56,6 +56,16 @@ class PruneWidth(Strict):
         return self
 
 
+class PruneChannels(Strict):
+    """`method = "prune_channels"`: leave out the channels of a conv net that give least to the layers behind them, the
+    same share of every set of channels that hang together. Needs data."""
+
+    method: Literal["prune_channels"]
+    keep: float = Field(gt=0, lt=1, description="share of the channels that stays")
+    multiple: int = Field(default=8, ge=1, description="channel counts are rounded to a multiple of this")
+    exclude: tuple[str, ...] = Field(default=(), description="glob patterns of layers whose outputs stay whole")
+
+
 class LowRank(Strict):
     """`method = "lowrank"`: two thin Linear layers for one, where they hold fewer numbers. Needs data."""
 
@@ -107,10 +117,10 @@ class Sparsify(Strict):
         return int(kept), int(group)
 
 
-Restructure = PruneVocabulary | PruneDepth | PruneWidth | LowRank | Sparsify
+Restructure = PruneVocabulary | PruneDepth | PruneWidth | PruneChannels | LowRank | Sparsify
 ORDER: tuple[type[Strict] | tuple[type[Strict], ...], ...] = (
     PruneVocabulary,
-    (PruneDepth, PruneWidth),
+    (PruneDepth, PruneWidth, PruneChannels),
     LowRank,
     Sparsify,
 )

@@ -18,6 +18,7 @@ from edgeport.formats import LAYER_KINDS, LayerKind, Scheme, WeightFormat  # noq
 from edgeport.recipe import Brecq, Qat, Qera, Quantize, Step  # noqa: E402
 from edgeport.restructuring import (  # noqa: E402
     LowRank,
+    PruneChannels,
     PruneDepth,
     PruneVocabulary,
     PruneWidth,
@@ -43,6 +44,7 @@ AFTER: dict[type, str] = {
 SMALLER: dict[type, str] = {
     PruneVocabulary: "fewer tokens, in the tables and the tokenizer",
     PruneDepth: "fewer layers",
+    PruneChannels: "fewer channels of a conv net",
     PruneWidth: "fewer inner channels, heads, hidden channels",
     LowRank: "two thin layers for a wide one",
     Sparsify: "zeros, stored as a mask and the other numbers",

@@ -20,13 +20,23 @@ from edgeport.compress.lowrank.svd import choose_ranks, factorize_layers, outlin
 from edgeport.compress.prune.cut import Cut, cut_depth, cut_width
 from edgeport.compress.prune.depth import check_depth, choose_layers
 from edgeport.compress.prune.families import sizes_of
+from edgeport.compress.prune.narrow import OUT, choose_channels, cut_channels
 from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Model
 from edgeport.recipe import Recipe
-from edgeport.restructuring import LowRank, PruneDepth, PruneVocabulary, PruneWidth, Restructure, Sparsify, needs_data
+from edgeport.restructuring import (
+    LowRank,
+    PruneChannels,
+    PruneDepth,
+    PruneVocabulary,
+    PruneWidth,
+    Restructure,
+    Sparsify,
+    needs_data,
+)
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]
 COMPARED = 16
@@ -93,6 +103,8 @@ def apply_cut(model: Model, cut: Cut) -> Model:
         return cut_depth(model, cut.kept["layers"])
     if cut.method == "prune_width":
         return cut_width(model, cut.kept)
+    if cut.method == "prune_channels":
+        return cut_channels(model, cut.kept)
     counts = {name: count for name, (count,) in cut.kept.items()}
     if cut.method == "lowrank":
         return outline_factors(model, counts)
@@ -113,6 +125,8 @@ def _first_cut(model: Model, step: Restructure) -> Cut | None:
         return Cut(step.method, {"layers": tuple(range(step.layers))})
     if isinstance(step, PruneWidth):
         return Cut(step.method, first_parts(model, step))
+    if isinstance(step, PruneChannels):
+        return Cut(step.method, choose_channels(model, step, ())[0])
     if isinstance(step, LowRank):
         return Cut(step.method, {name: (rank,) for name, rank in choose_ranks(model, step).items()})
     if isinstance(step, Sparsify):
@@ -154,6 +168,20 @@ def _run(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model, Cut, t
         )
         cut = Cut(step.method, kept)
         return apply_cut(model, cut), cut, parts
+    if isinstance(step, PruneChannels):
+        kept, lost = choose_channels(model, step, inputs)
+        rows = {name: len(model.module.get_submodule(name).get_parameter("weight")) for name in lost}
+        parts = tuple(
+            PartRecord(name, f"{rows[name]} channels", f"{len(kept[f'{OUT}{name}'])} channels", loss)
+            for name, loss in lost.items()
+        )
+        cut = Cut(step.method, kept)
+        return apply_cut(model, cut), cut, parts
+    return _run_values(model, step, inputs)
+
+
+def _run_values(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model, Cut, tuple[PartRecord, ...]]:
+    """A step that changes values too."""
     first = _first_cut(model, step)
     assert first is not None
     rows = {name: model.module.get_submodule(name).get_parameter("weight") for name in first.kept}

@@ -59,7 +59,10 @@ def whitening(moment: torch.Tensor) -> torch.Tensor:
     """S, lower triangular (K, K) float64, with S S^T = moment + damping."""
     damped = moment.to(torch.float64)
     diagonal = damped.diagonal().mean().clamp_min(1e-30)
-    return torch.linalg.cholesky(damped + DAMPING * diagonal * torch.eye(len(damped), dtype=torch.float64))
+    lower: torch.Tensor = torch.linalg.cholesky(
+        damped + DAMPING * diagonal * torch.eye(len(damped), dtype=torch.float64)
+    )
+    return lower
 
 
 def factorize(weight: torch.Tensor, scale: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

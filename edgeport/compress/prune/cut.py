@@ -34,7 +34,8 @@ class Cut:
     Attributes:
         method: of the step that chose it.
         kept: "layers" for depth. For width "hidden", and "ffn.L" (inner channels), "heads.L" and "kv_heads.L" of layer
-            L; what is not named stays whole. For lowrank the rank of each layer, for sparse weights how many numbers
+            L; what is not named stays whole. For channels "out.NAME", "in.NAME" and "through.NAME" of each layer
+            (edgeport.compress.prune.narrow). For lowrank the rank of each layer, for sparse weights how many numbers
             are left of each, both by name.
     """
 

@@ -41,7 +41,7 @@ def mask_by_score(scores: torch.Tensor, step: Sparsify) -> torch.Tensor:
     """Which weights become zero, (N, K): by the step's pattern, else of each row; of the whole matrix for magnitude."""
     if step.kept_of is not None:
         kept, group = step.kept_of
-        return smallest(scores.unflatten(1, (-1, group)), group - kept).flatten(1)
+        return smallest(scores.reshape(len(scores), -1, group), group - kept).flatten(1)
     assert step.sparsity is not None
     if step.method == "magnitude":
         return smallest(scores.reshape(1, -1), zeros_in(scores.numel(), step.sparsity)).reshape(scores.shape)

@@ -106,8 +106,8 @@ def read_trimmed(folder: Path, model: Model) -> Model:
     source = model.source
     before = int(_config(model).vocab_size)
     words = (
-        f"The vocabulary was cut from {before} to {len(kept)} tokens: outputs are compared with the original's scores of "
-        "these tokens, on texts cut into them."
+        f"The vocabulary was cut from {before} to {len(kept)} tokens: outputs are compared with the original's scores "
+        "of these tokens, on texts cut into them."
     )
     made = build_huggingface(
         module,

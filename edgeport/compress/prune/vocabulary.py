@@ -41,7 +41,8 @@ def token_ids(tokenizer: Json) -> dict[str, int]:
 def merges_of(tokenizer: Json) -> list[tuple[str, str]]:
     """BPE's merges in their order; older files write them as one text with a blank."""
     pairs = tokenizer["model"].get("merges") or []
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+    both = (pair.split(" ") if isinstance(pair, str) else pair for pair in pairs)
+    return [(str(left), str(right)) for left, right in both]
 
 
 def needed_ids(tokenizer: Json) -> set[int]:
@@ -157,9 +158,9 @@ def renumbered_ids(value: Any, new: Mapping[int, int]) -> Any:
         return [renumbered_ids(item, new) for item in value]
     if not isinstance(value, dict):
         return value
-    result = {}
+    result: Json = {}
     for key, item in value.items():
-        if key.endswith(("_token_id", "_token_ids")) and item is not None:
+        if str(key).endswith(("_token_id", "_token_ids")) and item is not None:
             result[key] = [new[one] for one in item if one in new] if isinstance(item, list) else new.get(item)
         elif key == "added_tokens_decoder":
             result[key] = {str(new[int(one)]): entry for one, entry in item.items() if int(one) in new}

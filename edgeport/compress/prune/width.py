@@ -116,7 +116,7 @@ def width_scores(module: torch.nn.Module, inputs: Inputs) -> Scores:
         return lambda _layer, arguments: add(name, view(arguments[0]))
 
     def per_head(value: torch.Tensor) -> torch.Tensor:
-        return value.unflatten(-1, (sizes.heads, sizes.head_dim)).norm(dim=-1)
+        return torch.linalg.vector_norm(value.reshape(*value.shape[:-1], sizes.heads, sizes.head_dim), dim=-1)
 
     with ExitStack() as stack:
         for layer in range(sizes.layers):

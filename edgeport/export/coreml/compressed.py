@@ -170,8 +170,10 @@ def compressed_constants(
             original(self, name, value)
             return
         if id(tensor) not in made:
-            form = stored_arrays if isinstance(tensor, QuantizedTensor) else sparse_arrays
-            operator, parameters = form(tensor, deployment)
+            if isinstance(tensor, QuantizedTensor):
+                operator, parameters = stored_arrays(tensor, deployment)
+            else:
+                operator, parameters = sparse_arrays(tensor, deployment)
             made[id(tensor)] = getattr(builder, operator)(**parameters, name=name)
         self.context.add(made[id(tensor)], torch_name=name)
 
