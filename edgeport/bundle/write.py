@@ -207,6 +207,13 @@ def _files(folder: Path) -> dict[str, FileEntry]:
     }
 
 
+def _parameters(contents: Contents) -> int:
+    """Values in the original's parameters; a model that came compressed is the smaller one."""
+    if contents.steps:
+        return contents.steps[0].parameters_before
+    return sum(parameter.numel() for parameter in contents.model.module.parameters())
+
+
 def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
     """The manifest of a bundle with these files, still without the hash of its report."""
     model, artifact, tuned = contents.model, contents.artifact, contents.calibration
@@ -215,7 +222,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         task=model.task,
         modality=model.modality,
         source=SourceEntry.model_validate(asdict(model.source)),
-        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        parameters=_parameters(contents),
         recipe=contents.recipe,
         target=contents.target,
         settings=SettingsEntry.model_validate(asdict(contents.settings)),

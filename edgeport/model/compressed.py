@@ -217,6 +217,8 @@ def _source(folder: Path, record: Record) -> Source:
         "are compared with those of the uncompressed model that were stored then; the fp32 baseline of size, latency "
         "and memory holds the dequantised weights."
     )
+    if record.steps:
+        note += " That baseline is the smaller model: what pruning and factorizing saved is not in these ratios."
     files = {**record.files, RECORD: hash_file(folder / RECORD)}
     if original.note:
         note += f" Of the original: {original.note}"

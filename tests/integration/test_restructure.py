@@ -217,6 +217,39 @@ def test_gpt2_goes_back_to_transposed_weights(tmp_path: Path) -> None:
         assert torch.allclose(loaded(ids).logits, again(ids).logits, atol=1e-5)
 
 
+def test_fewer_tokens_go_into_tables_head_and_tokenizer(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the cat in the hat\nthe hat and the cat")
+    step = {"method": "prune_vocabulary", "tokens": 272, "corpus": str(corpus)}
+    chosen = parse_mapping(Recipe, {"name": "chain", "summary": "x", "compress": [step, INT8], "gate": {}}, "test")
+    source = tiny_model("llama")
+    request = ExportRequest(str(source), load_target(ORT), chosen, tmp_path / "bundle", samples=4, quick=True)
+    export(request)
+    bundle = read_bundle(tmp_path / "bundle")
+    table = next(layer for layer in bundle.manifest.layers if layer.name == "model.embed_tokens.weight")
+    assert table.shape == (272, 64)
+    assert table.tied == ("model.embed_tokens.weight", "lm_head.weight")
+    assert bundle.evidence is not None
+    assert bundle.evidence.weights.checked == bundle.evidence.weights.equal > 0
+    tokenizer = Tokenizer.from_file(str(tmp_path / "bundle" / bundle.manifest.assets / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == 272
+    whole = Tokenizer.from_file(str(source / "tokenizer.json"))
+    old = whole.get_vocab()
+    kept = [old[token] for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    golden = bundle.golden()
+    ids = golden.inputs[0]["input_ids"]
+    original = load_model(str(source)).module
+    with torch.no_grad():
+        wanted = original(input_ids=torch.tensor(kept)[torch.from_numpy(ids)]).logits[:, -SCORED:, kept].numpy()
+    np.testing.assert_allclose(golden.outputs[0]["logits"], wanted, atol=1e-4)
+    # The baseline has all tokens.
+    dense = 4 * sum(parameter.numel() for parameter in original.parameters())
+    assert bundle.evidence.size.baseline_bytes > dense
+    assert "320 to 272 tokens" in bundle.manifest.source.note
+
+
 @pytest.mark.parametrize(("target", "pattern"), [("ios17-coreml", "2:4"), ("ios18-coreml", "1:4")])
 def test_core_ml_stores_zeros_as_a_mask(
     target: str, pattern: str, tiny_model: Callable[[str], Path], tmp_path: Path

@@ -139,7 +139,8 @@ def test_the_narrow_net_is_the_original_with_the_rest_masked(make: Callable[[], 
     for sample in pictures():
         assert torch.allclose(narrow.module(**sample), masked(**sample), atol=1e-5)
     assert sum(p.numel() for p in narrow.module.parameters()) < 0.5 * sum(p.numel() for p in model.module.parameters())
-    assert all(0 < value < 0.5 for value in lost.values())
+    assert all(0 <= value < 0.5 for value in lost.values())
+    assert max(lost.values()) > 0
     assert isinstance(model.module.get_submodule("classifier"), nn.Linear)
     # Without data the shapes are the same.
     shapes = [tuple(p.shape) for p in cut_channels(model, choose_channels(model, step, ())[0]).module.parameters()]
