@@ -62,9 +62,11 @@ class Step:
 
 
 def waterfall_steps(waterfall: Waterfall) -> list[Step]:
-    """From the float32 weights down by what each step removes and each group saves, up by what the file adds, to the file."""
-    changes = [(method, -count) for method, count in waterfall.removed]
-    changes += [(group.label, group.weights - group.before) for group in waterfall.groups]
+    """From the float32 weights down by what each step and group saves, up by what the file adds, to the file."""
+    changes = [
+        *((method, -count) for method, count in waterfall.removed),
+        *((group.label, group.weights - group.before) for group in waterfall.groups),
+    ]
     changes.append(("Scales", waterfall.scales))
     changes.append((overhead_label(waterfall), waterfall.overhead))
     levels = [waterfall.before]
