@@ -186,7 +186,8 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
 
 
 def _float_bytes(job: Job) -> int:
-    return sum(parameter.numel() * 4 for parameter in job.model.module.parameters())
+    whole = job.whole or job.model
+    return sum(parameter.numel() * 4 for parameter in whole.module.parameters())
 
 
 def _prepare(request: CompressRequest, progress: Progress) -> Job:

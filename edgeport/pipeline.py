@@ -138,7 +138,8 @@ def make_restructured(job: Job, progress: Progress) -> Model:
     def make(out: Path) -> None:
         wanted = any(needs_data(step) for step in recipe.restructure)
         inputs = as_tensors(job.uncached, _calibration(job, progress)) if wanted else []
-        save_restructured(out, job.uncached, restructure(job.uncached, recipe, inputs, log=progress.message))
+        made = restructure(job.uncached, recipe, inputs, whole=job.whole, log=progress.message)
+        save_restructured(out, job.uncached, made)
 
     progress.stage("restructure", ", ".join(step.method for step in recipe.restructure))
     folder = run_stage("restructure", job.restructure_key, make, report=progress.message)

@@ -24,7 +24,7 @@ from edgeport.compress.prune.narrow import OUT, choose_channels, cut_channels
 from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
 from edgeport.errors import BadInputError
-from edgeport.model.inputs import select_outputs
+from edgeport.model.inputs import select_outputs, vocabulary_size
 from edgeport.model.types import Model
 from edgeport.recipe import Recipe
 from edgeport.restructuring import (
@@ -227,19 +227,49 @@ def divergence(model: Model, original: Model, inputs: Inputs) -> float:
     return total / len(inputs)
 
 
+def _vocabulary_record(whole: Model, model: Model) -> StepRecord:
+    """What leaving out tokens did (edgeport.compress.prune.trim)."""
+    before, after = (f"{vocabulary_size(one.module)} tokens" for one in (whole, model))
+    return _record("prune_vocabulary", whole, model, None, (PartRecord("vocabulary", before, after, None),))
+
+
+def _record(
+    method: str, before: Model, after: Model, diverged: float | None, parts: tuple[PartRecord, ...]
+) -> StepRecord:
+    return StepRecord(
+        method=method,
+        parameters_before=parameter_count(before),
+        parameters_after=parameter_count(after),
+        bytes_before=float_bytes(before),
+        bytes_after=float_bytes(after),
+        flops_before=sum(count_flops(before).values()),
+        flops_after=sum(count_flops(after).values()),
+        divergence=diverged,
+        parts=parts,
+    )
+
+
 def restructure(
-    model: Model, recipe: Recipe, inputs: Inputs, *, log: Callable[[str], None] = lambda _line: None
+    model: Model,
+    recipe: Recipe,
+    inputs: Inputs,
+    *,
+    whole: Model | None = None,
+    log: Callable[[str], None] = lambda _line: None,
 ) -> Restructured:
     """Run the recipe's steps on a model, which is not changed.
 
     Args:
         inputs: calibration samples as the module takes them; empty where no step needs any.
+        whole: the model with all of its tokens, where the recipe left some out.
         log: called with one line for each step.
 
     Raises:
         BadInputError: a step can't be done to this model, or has no data to choose from.
     """
-    original, cuts, records = model, [], []
+    original = model
+    cuts: list[Cut] = []
+    records: list[StepRecord] = [] if whole is None else [_vocabulary_record(whole, model)]
     for step in recipe.restructure:
         if isinstance(step, PruneVocabulary):
             continue  # was done when the model was loaded: everything after it sees the smaller vocabulary
@@ -252,17 +282,8 @@ def restructure(
         before = model
         model, cut, parts = _run(model, step, inputs)
         cuts.append(cut)
-        record = StepRecord(
-            method=step.method,
-            parameters_before=parameter_count(before),
-            parameters_after=parameter_count(model),
-            bytes_before=float_bytes(before),
-            bytes_after=float_bytes(model),
-            flops_before=sum(count_flops(before).values()),
-            flops_after=sum(count_flops(model).values()),
-            divergence=divergence(model, original, inputs[:COMPARED]) if inputs else None,
-            parts=parts,
-        )
+        diverged = divergence(model, original, inputs[:COMPARED]) if inputs else None
+        record = _record(step.method, before, model, diverged, parts)
         records.append(record)
         log(step_line(record))
     return Restructured(model, tuple(cuts), tuple(records))

@@ -247,6 +247,9 @@ def test_fewer_tokens_go_into_tables_head_and_tokenizer(tiny_model: Callable[[st
     # The baseline has all tokens.
     dense = 4 * sum(parameter.numel() for parameter in original.parameters())
     assert bundle.evidence.size.baseline_bytes > dense
+    (record,) = bundle.manifest.steps
+    assert (record.method, record.parameters_before - record.parameters_after) == ("prune_vocabulary", (320 - 272) * 64)
+    assert bundle.manifest.parameters == record.parameters_before == dense // 4
     assert "320 to 272 tokens" in bundle.manifest.source.note
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from edgeport.compress.chain import call
-from edgeport.compress.prune.cut import cut_depth, cut_width
+from edgeport.compress.prune.cut import cut_depth, cut_width, skeleton
 from edgeport.compress.prune.depth import block_influence, choose_layers
 from edgeport.compress.prune.families import family_of, sizes_of
 from edgeport.compress.prune.width import choose_parts, first_parts, width_scores
@@ -223,6 +224,12 @@ def test_a_narrower_model_is_the_original_with_the_rest_masked(family: str, tiny
     masked = _masked(model, kept)
     for sample in samples(model):
         close(logits(pruned.module, sample), logits(masked, sample))
+    # What config.json says of it builds the same shapes again.
+    said = type(config).from_dict(json.loads(config.to_json_string(use_diff=False)))
+    built = skeleton(model, said).state_dict()
+    assert {name: value.shape for name, value in built.items()} == {
+        name: value.shape for name, value in pruned.module.state_dict().items()
+    }
 
 
 def _masked_hidden(model: Model, hidden: tuple[int, ...], kept: dict[str, tuple[int, ...]]) -> torch.nn.Module:
@@ -303,7 +310,7 @@ def test_influence_is_what_the_paper_says(tiny: Callable[[str], Model]) -> None:
     assert found == pytest.approx([1 - sum(values) / len(values) for values in cosines], rel=1e-6)
 
 
-def test_the_iterative_variant_removes_one_of_two_layers_that_undo_each_other() -> None:
+def test_the_iterative_variant_measures_again_after_each_removal() -> None:
     torch.manual_seed(0)
     module = _llama()
     with torch.no_grad():
