@@ -21,7 +21,7 @@ class PruneVocabulary(Strict):
     """
 
     method: Literal["prune_vocabulary"]
-    tokens: int = Field(ge=2, description="tokens that stay, special ones and single bytes or characters included")
+    tokens: int = Field(ge=2, description="most tokens that stay, special ones and single bytes or characters included")
     corpus: str | None = Field(
         default=None, description="text file whose tokens count; None takes the calibration texts"
     )

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgeport.compress.prune.trim import read_trimmed, write_trimmed
-from edgeport.compress.prune.vocabulary import choose_tokens, needed_ids, pruned_tokenizer, renumbered_ids
+from edgeport.compress.prune.vocabulary import Derivation, choose_tokens, needed_ids, pruned_tokenizer, renumbered_ids
 from edgeport.errors import BadInputError
 from edgeport.model.build import build_huggingface
 from edgeport.model.types import Model
@@ -86,6 +86,21 @@ def test_texts_of_the_corpus_are_cut_as_before(kind: str, tokens: int) -> None:
         assert before.tokens == after.tokens
         assert before.ids == [kept[index] for index in after.ids]
         assert small.decode(after.ids) == whole.decode(before.ids)
+
+
+def test_a_token_needs_the_parts_that_bpe_goes_through() -> None:
+    merges = [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c"), ("abc", "d")]
+    model = {"type": "BPE", "vocab": {}, "merges": [list(pair) for pair in merges]}
+    vocabulary = ["a", "b", "c", "d", *("".join(pair) for pair in merges)]
+    model["vocab"] = {token: index for index, token in enumerate(dict.fromkeys(vocabulary))}
+    # "ab" has the lower rank: "abc" is made of "ab" and "c" although ("a", "bc") stands before ("ab", "c").
+    assert Derivation({"model": model})("abcd") == {"a", "b", "c", "d", "ab", "abc", "abcd"}
+    raw = {"model": model, "added_tokens": []}
+    kept = choose_tokens(raw, {model["vocab"]["abcd"]: 3}, 7)
+    assert kept == [model["vocab"][token] for token in ("a", "b", "c", "d", "ab", "abc", "abcd")]
+    before = Tokenizer(models.BPE(vocab=model["vocab"], merges=merges))
+    after = Tokenizer.from_str(json.dumps({**json.loads(before.to_str()), **pruned_tokenizer(raw, kept)}))
+    assert before.encode("abcdabcd").tokens == after.encode("abcdabcd").tokens == ["abcd", "abcd"]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "Zürich – 東京 🙂 \t tabs\nand lines"])

@@ -9,6 +9,7 @@ same order.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -87,14 +88,11 @@ def choose_tokens(tokenizer: Json, counts: Mapping[int, int], tokens: int, alway
             where="tokens of prune_vocabulary",
             allowed=f"{len(kept)} (special tokens, characters and bytes) to {len(every) - 1}",
         )
-    parts = {
-        ids[left + right]: (ids[left], ids[right])
-        for left, right in reversed(merges_of(tokenizer))
-        if left + right in ids
-    }
+    derive = Derivation(tokenizer)
+    names = {index: token for token, index in ids.items()}
     by_use = sorted(every - kept, key=lambda index: (-counts.get(index, 0), index))
     for index in by_use:
-        wanted = _with_parts(index, parts, kept)
+        wanted = {index, *(ids[part] for part in derive(names[index]) if part in ids)} - kept
         if len(kept) + len(wanted) <= tokens:
             kept |= wanted
         if len(kept) == tokens:
@@ -102,15 +100,46 @@ def choose_tokens(tokenizer: Json, counts: Mapping[int, int], tokens: int, alway
     return sorted(kept)
 
 
-def _with_parts(index: int, parts: Mapping[int, tuple[int, int]], kept: set[int]) -> set[int]:
-    """A token and all that it is merged from, as far as they are not kept yet."""
-    found, waiting = set(), [index]
-    while waiting:
-        one = waiting.pop()
-        if one not in kept and one not in found:
-            found.add(one)
-            waiting.extend(parts.get(one, ()))
-    return found
+class Derivation:
+    """What BPE merges a token from: between two others it goes through the same parts as alone, for a merge across its
+    ends would have made another token of it."""
+
+    def __init__(self, tokenizer: Json) -> None:
+        """A tokenizer of another kind derives nothing."""
+        model = tokenizer["model"]
+        self.prefix = model.get("continuing_subword_prefix") or ""
+        self.suffix = model.get("end_of_word_suffix") or ""
+        self.ranks = {pair: rank for rank, pair in enumerate(merges_of(tokenizer))}
+
+    def joined(self, left: str, right: str) -> str:
+        """The token that a merge makes."""
+        return left + right.removeprefix(self.prefix)
+
+    def __call__(self, token: str) -> set[str]:
+        """The tokens on the way to it, down to single characters."""
+        parts = self._characters(token)
+        found = set(parts)
+        while True:
+            pairs = [(self.ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(parts))]
+            known = [(rank, place) for rank, place in pairs if rank is not None]
+            if not known:
+                return found
+            _, place = min(known)
+            parts[place : place + 2] = [self.joined(parts[place], parts[place + 1])]
+            found.add(parts[place])
+
+    def _characters(self, token: str) -> list[str]:
+        if not self.ranks:
+            return []
+        inner = token.removesuffix(self.suffix) if self.suffix else token
+        ended = len(inner) < len(token)
+        characters = list(inner.removeprefix(self.prefix))
+        if self.prefix:
+            inside = inner.startswith(self.prefix)
+            characters = [
+                one if place == 0 and not inside else self.prefix + one for place, one in enumerate(characters)
+            ]
+        return [*characters[:-1], characters[-1] + self.suffix] if ended and characters else characters
 
 
 def pruned_tokenizer(tokenizer: Json, kept: list[int]) -> Json:
@@ -126,10 +155,10 @@ def pruned_tokenizer(tokenizer: Json, kept: list[int]) -> Json:
     else:
         model["vocab"] = {token: new[old] for token, old in model["vocab"].items() if old in new}
     if model["type"] == "BPE":
-        left = model["vocab"]
+        left, derive = model["vocab"], Derivation(tokenizer)
         pairs = zip(merges_of(tokenizer), model.get("merges") or [], strict=True)
         model["merges"] = [
-            raw for (first, second), raw in pairs if first in left and second in left and first + second in left
+            raw for (first, second), raw in pairs if {first, second, derive.joined(first, second)} <= left.keys()
         ]
     for entry in result.get("added_tokens") or []:
         entry["id"] = new[int(entry["id"])]
