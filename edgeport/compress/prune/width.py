@@ -116,7 +116,8 @@ def width_scores(module: torch.nn.Module, inputs: Inputs) -> Scores:
         return lambda _layer, arguments: add(name, view(arguments[0]))
 
     def per_head(value: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.vector_norm(value.reshape(*value.shape[:-1], sizes.heads, sizes.head_dim), dim=-1)
+        heads = value.reshape(*value.shape[:-1], sizes.heads, sizes.head_dim)
+        return heads.square().sum(-1).sqrt()
 
     with ExitStack() as stack:
         for layer in range(sizes.layers):
