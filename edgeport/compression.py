@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeport.compress import LayerRecord
     from edgeport.compress.cost import Cost
     from edgeport.compress.folder import Compressed
+    from edgeport.compress.restructure import StepRecord
     from edgeport.plan import PlannedLayer
     from edgeport.recipe import Recipe
     from edgeport.target import Target
@@ -58,7 +59,8 @@ class CompressResult:
     """What came out.
 
     Attributes:
-        layers: what happened to each weight that can be compressed.
+        layers: what happened to each weight that can be compressed, after the steps.
+        steps: what pruning, factorizing and the like did before.
         bytes_before: of all parameters in float32.
         bytes_after: of the file of weights.
         samples: inputs stored with the uncompressed model's outputs.
@@ -75,6 +77,7 @@ class CompressResult:
     files: Mapping[str, str]
     seconds: float
     cost: Cost
+    steps: tuple[StepRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,19 +106,20 @@ def plan(request: CompressRequest, progress: Progress | None = None) -> Compress
     Raises:
         BadInputError, TargetRefusesError: what `compress` would refuse.
     """
+    from edgeport.compress.restructure import dense_bytes
     from edgeport.plan import planned_layers
     from edgeport.stages import is_stored
 
     job = _prepare(request, progress or Silent())
     layers = planned_layers(job.assignments)
-    before = _float_bytes(job)
+    shaped = dense_bytes(job.shape)
     return CompressPlan(
         model=job.model.name,
         recipe=request.recipe.name,
         target=None if request.target is None else request.target.name,
         layers=layers,
-        bytes_before=before,
-        bytes_after=before - sum(layer.bytes_before - layer.bytes_after for layer in layers),
+        bytes_before=_float_bytes(job),
+        bytes_after=shaped - sum(layer.bytes_before - layer.bytes_after for layer in layers),
         samples=job.sample_count,
         cached=is_stored("compress", job.compress_key),
     )
@@ -131,8 +135,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     from edgeport.compress.apply import check_finite
     from edgeport.compress.folder import Compressed, write_compressed
     from edgeport.compress.portable import make_portable
-    from edgeport.model.compressed import WEIGHTS
-    from edgeport.pipeline import compression_cost, make_compressed, make_reference
+    from edgeport.pipeline import compression_cost, make_compressed, make_reference, restructuring_steps
     from edgeport.stages import toolchain_versions
 
     started = time.monotonic()
@@ -151,6 +154,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         recipe=request.recipe,
         target=None if request.target is None else request.target.name,
         layers=layers,
+        steps=restructuring_steps(job),
         calibration=calibration,
         reference=reference,
         toolchain=toolchain_versions(),
@@ -159,7 +163,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     try:
         with new_folder(request.output, replace=request.force) as folder:
             record = write_compressed(folder, contents)
-            size = (folder / WEIGHTS).stat().st_size
+            size = (folder / record.weights).stat().st_size
             _read_back(folder, contents)
     except OSError as error:
         raise BadInputError(
@@ -175,13 +179,15 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         bytes_after=size,
         samples=job.sample_count,
         files=record.files,
+        steps=contents.steps,
         seconds=time.monotonic() - started,
         cost=cost,
     )
 
 
 def _float_bytes(job: Job) -> int:
-    return sum(parameter.numel() * 4 for parameter in job.model.module.parameters())
+    whole = job.whole or job.model
+    return sum(parameter.numel() * 4 for parameter in whole.module.parameters())
 
 
 def _prepare(request: CompressRequest, progress: Progress) -> Job:
@@ -190,6 +196,7 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
     from edgeport.compress.folder import check_can_be_stored
     from edgeport.compress.portable import check_some_target_takes, portable_target
     from edgeport.model.compressed import RECORD, compressed_folder
+    from edgeport.restructuring import PruneChannels
 
     check_destination(request.output, force=request.force, marker=RECORD, what="compressed model")
     if compressed_folder(request.model) is not None:
@@ -215,6 +222,12 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
         cache=False,
     )
     check_can_be_stored(job.model)
+    if any(isinstance(step, PruneChannels) for step in request.recipe.restructure):
+        raise BadInputError(
+            "A config of transformers can't say which channels of a conv net are left.",
+            where="prune_channels",
+            next_step="Prune and export it in one run: `edgeport export` takes it.",
+        )
     if request.target is None:
         check_some_target_takes(job.assignments)
     if not job.compresses:
@@ -244,6 +257,8 @@ def _read_back(folder: Path, contents: Compressed) -> None:
     for name, tensor in model.quantized.items():
         if digest(found.quantized[name]) != digest(tensor):
             raise _unusable(model.name, f"other codes or scales in {name}")
+    if dict(found.sparse) != dict(model.sparse):
+        raise _unusable(model.name, "other sparse weights")
     if state_digest(found.module) != state_digest(model.module):
         raise _unusable(model.name, "other float weights")
     interfaces = [[(spec.name, spec.dtype) for spec in (*one.inputs, *one.outputs)] for one in (found, model)]

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from edgeport.model.types import Model
     from edgeport.plan import Plan
     from edgeport.recipe import Recipe
+    from edgeport.restructuring import PruneVocabulary
     from edgeport.target import Target
 
-StageName = Literal["load", "reference", "compress", "scales", "lower", "baseline", "validate", "bundle"]
+StageName = Literal[
+    "load", "reference", "restructure", "compress", "scales", "lower", "baseline", "validate", "bundle"
+]
 
 
 class Progress(Protocol):
@@ -132,6 +135,9 @@ class Job:
     Attributes:
         compressed: what `edgeport compress` made, where the model is such a folder; `model` is then compressed.
         plain: the model as compression sees it: a decoder without its cache. So the same compression serves both.
+        shaped: the model in the shapes that the recipe's pruning leads to, as it is lowered; its values are no one's.
+            None where the recipe does not restructure.
+        whole: the model with all of its tokens, as it is lowered, where the recipe leaves some out: the baseline.
     """
 
     request: ExportRequest
@@ -140,6 +146,8 @@ class Job:
     settings: LoweringSettings
     compressed: Stored | None = None
     plain: Model | None = None
+    shaped: Model | None = None
+    whole: Model | None = None
 
     @cached_property
     def model_key(self) -> str:
@@ -165,7 +173,7 @@ class Job:
         return hash_value(
             {
                 "files": dict(model.source.files),
-                "state": self.state,
+                "state": self.state if model is not self.whole else state_digest(model.module),
                 "architecture": type(model.module).__qualname__,
                 "task": model.task,
                 "inputs": [asdict(spec) for spec in model.inputs],
@@ -206,6 +214,18 @@ class Job:
         )
 
     @cached_property
+    def restructure_key(self) -> str:
+        """Key of the model after pruning, factorizing and the like."""
+        from edgeport.restructuring import needs_data
+        from edgeport.stages import stage_key
+
+        recipe = self.request.recipe
+        steps = recipe.restructure
+        tuned = recipe.calibration.model_dump() if any(needs_data(step) for step in steps) else None
+        values = {"model": self.uncached_key, "calibration": tuned}
+        return stage_key("restructure", {**values, "steps": [step.model_dump(mode="json") for step in steps]})
+
+    @cached_property
     def compress_key(self) -> str:
         """Key of the quantized weights."""
         from edgeport.stages import stage_key
@@ -222,12 +242,13 @@ class Job:
     @cached_property
     def lower_key(self) -> str:
         """Key of the artifact."""
-        return self._lower_key(self.compress_key if self.compresses else None, self.settings, self.scales_key)
+        return self._lower_key(self.compress_key if self.compresses else None, self.settings, scales=self.scales_key)
 
     @cached_property
     def baseline_key(self) -> str:
         """Key of the uncompressed fp32 artifact of the same target."""
-        return self._lower_key(None, self.baseline_settings)
+        key = self.model_key if self.whole is None else self._model_key(self.whole)
+        return self._lower_key(None, self.baseline_settings, model=key)
 
     @cached_property
     def validate_key(self) -> str:
@@ -261,28 +282,44 @@ class Job:
 
     @property
     def compresses(self) -> bool:
-        """At least one weight is quantized."""
-        return any(item.format.quantized for item in self.assignments)
+        """At least one weight is quantized, or the model restructured."""
+        return self.shaped is not None or any(item.format.quantized for item in self.assignments)
+
+    @property
+    def shape(self) -> Model:
+        """The model in the shapes in which it is lowered."""
+        return self.shaped or self.model
+
+    def as_lowered(self, plain: Model) -> Model:
+        """A restructured model with the cache and the axes that the original is lowered with.
+
+        Args:
+            plain: made of `uncached`.
+        """
+        return _like(self.model, plain)
 
     @property
     def baseline_model(self) -> Model:
         """The model as the baseline is lowered: without its compressed forms, if it came with any."""
-        decoder = None if self.model.decoder is None else replace(self.model.decoder, cache="float", scales=())
-        return replace(self.model, quantized={}, activations={}, ranges={}, decoder=decoder)
+        whole = self.whole or self.model
+        decoder = None if whole.decoder is None else replace(whole.decoder, cache="float", scales=())
+        return replace(whole, quantized={}, activations={}, ranges={}, sparse={}, decoder=decoder)
 
     @property
     def baseline_settings(self) -> LoweringSettings:
         """The artifact's settings in full precision: what the recipe fp32 makes, so that one lowering serves both."""
         return replace(self.settings, precision="fp32", kv_cache="float")
 
-    def _lower_key(self, compressed: str | None, settings: LoweringSettings, scales: str | None = None) -> str:
+    def _lower_key(
+        self, compressed: str | None, settings: LoweringSettings, *, scales: str | None = None, model: str | None = None
+    ) -> str:
         from edgeport.stages import stage_key
 
         target = self.request.target.model_dump(mode="json", exclude={"title", "sources", "device", "execution"})
         return stage_key(
             "lower",
             {
-                "model": self.model_key,
+                "model": model or self.model_key,
                 "name": self.model.name,
                 "compressed": compressed,
                 "target": target,
@@ -302,7 +339,8 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
         BadInputError, TargetRefusesError: see `load_model`, `assign`, `check_settings`.
     """
     from edgeport.compress import assign
-    from edgeport.compress.assign import check_precision
+    from edgeport.compress.assign import check_precision, check_sparse
+    from edgeport.compress.restructure import outline
     from edgeport.compress.stored import check_stored_inputs, open_for_target
     from edgeport.data.generated import check_generates
     from edgeport.export.dispatch import check_settings
@@ -320,6 +358,9 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
         example_inputs=request.example_inputs,
         allow_pickle=request.allow_pickle,
     )
+    loaded = model
+    if request.recipe.vocabulary is not None and compressed_folder(request.model) is None:
+        model = _trimmed(model, request.recipe.vocabulary, progress)
     plain = model
     cached = _with_cache(model, request, progress) if cache else None
     if cached is not None:
@@ -340,12 +381,63 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     if folder is None:
         if request.recipe.calibrates and request.recipe.calibration.source == "generated":
             check_generates(model)
-        assignments = assign(model, request.recipe, request.target)
-        return Job(request, model, assignments, settings, plain=None if cached is None else plain)
+        shaped = None
+        if request.recipe.restructure:
+            check_sparse(request.recipe, request.target)
+            shaped = _like(model, outline(plain, request.recipe))
+        assignments = assign(shaped or model, request.recipe, request.target)
+        whole = None if loaded is plain else _whole(loaded, model)
+        return Job(request, model, assignments, settings, None, None if cached is None else plain, shaped, whole)
     model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
     job = Job(request, model, assignments, settings, before)
     check_stored_inputs(model, before.reference, job.sequences)
     return job
+
+
+def _trimmed(model: Model, step: PruneVocabulary, progress: Progress) -> Model:
+    """The model with the tokens that the recipe's corpus uses.
+
+    Raises:
+        BadInputError: it can't be cut to so many, or the corpus can't be read.
+    """
+    from edgeport.compress.prune.trim import read_corpus, read_trimmed, write_trimmed
+    from edgeport.stages import run_stage, stage_key
+
+    values = {"files": dict(model.source.files), "tokens": step.tokens, "corpus": hash_value(read_corpus(step))}
+    folder = run_stage(
+        "vocabulary",
+        stage_key("vocabulary", values),
+        lambda out: write_trimmed(out, model, step),
+        report=progress.message,
+    )
+    return read_trimmed(folder, model)
+
+
+def _whole(loaded: Model, model: Model) -> Model:
+    """The model before tokens were left out, with the cache or the axes that it is lowered with after that."""
+    from edgeport.model.decoder import for_generation
+
+    if model.decoder is not None:
+        return for_generation(loaded, model.decoder.context)
+    outputs = tuple(
+        replace(
+            spec,
+            shape=tuple(size if isinstance(size, int) else other.shape[place] for place, size in enumerate(spec.shape)),
+        )
+        for spec, other in zip(loaded.outputs, model.outputs, strict=True)
+    )
+    return replace(loaded, inputs=model.inputs, outputs=outputs, example=model.example)
+
+
+def _like(model: Model, plain: Model) -> Model:
+    """A restructured model with the cache, or the inputs and axes, of the one that it was made of."""
+    from edgeport.model.decoder import for_generation
+
+    if model.decoder is not None:
+        made = for_generation(plain, model.decoder.context)
+        assert made.decoder is not None
+        return replace(made, decoder=replace(made.decoder, cache=model.decoder.cache))
+    return replace(plain, inputs=model.inputs, outputs=model.outputs, example=model.example)
 
 
 def _with_cache(model: Model, request: ExportRequest, progress: Progress) -> Model | None:
@@ -419,10 +511,10 @@ def make_plan(job: Job) -> Plan:
     target, recipe = request.target, request.recipe
     parameters = sum(p.numel() for p in model.module.parameters())
     budgets = {} if model.quantized else weight_budgets(job.assignments, recipe, target)
-    predicted = planning.predict_size(model, job.assignments, settings.precision, target.runtime, budgets)
-    largest = planning.largest_weight(model, job.assignments)
-    widened = planning.widened_bytes(model, job.assignments, settings.precision, target.runtime)
-    device = plan_memory(model, target, weights=predicted, repacked=largest + widened)
+    predicted = planning.predict_size(job.shape, job.assignments, settings.precision, target.runtime, budgets)
+    largest = planning.largest_weight(job.shape, job.assignments)
+    widened = planning.widened_bytes(job.shape, job.assignments, settings.precision, target.runtime)
+    device = plan_memory(job.shape, target, weights=predicted, repacked=largest + widened)
     check_fits(device, target)
     baseline = planning.predict_size(model, (), "fp32", target.runtime)
     memory = planning.LIBRARIES_BYTES[target.runtime] + int(planning.WEIGHT_COPIES[target.runtime] * parameters * 4)
@@ -432,6 +524,7 @@ def make_plan(job: Job) -> Plan:
         ("reference", "stored with the compressed model", None)
         if before
         else ("reference", f"{job.sample_count} inputs through the torch model", job.reference_key),
+        *(() if job.shaped is None else (("restructure", _restructuring(job), job.restructure_key),)),
         ("compress", f"recipe {recipe.name}" + (", done before" if before else ""), None)
         if before or not job.compresses
         else ("compress", f"recipe {recipe.name}", job.compress_key),
@@ -479,9 +572,16 @@ def make_plan(job: Job) -> Plan:
         predicted_disk_bytes=disk,
         memory=device,
         available_disk_bytes=free,
-        checks=planning.planned_checks(recipe, target, job.compresses),
+        checks=planning.planned_checks(recipe, target, any(item.format.quantized for item in job.assignments)),
         warnings=tuple(warnings),
     )
+
+
+def _restructuring(job: Job) -> str:
+    """What the recipe makes of the model, in words."""
+    steps = ", ".join(step.method for step in job.request.recipe.restructure)
+    count = sum(parameter.numel() for parameter in job.shape.module.parameters())
+    return f"{steps}: {count / 1e6:.1f} M parameters stay"
 
 
 def stage_folder(name: str) -> str:

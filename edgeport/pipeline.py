@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgeport.compress import LayerRecord
     from edgeport.compress.cost import Cost
+    from edgeport.compress.restructure import StepRecord
     from edgeport.data.samples import SampleRecord, Samples
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
@@ -127,6 +128,39 @@ def _last_scores(stored: Path, names: list[str], out: Path) -> None:
     (out / "record.json").write_bytes((stored / "record.json").read_bytes())
 
 
+def make_restructured(job: Job, progress: Progress) -> Model:
+    """The model (without a cache) as the recipe's pruning, factorizing and the like leave it."""
+    from edgeport.compress.calibrate import as_tensors
+    from edgeport.compress.cuts import load_restructured, save_restructured
+    from edgeport.compress.restructure import restructure
+    from edgeport.restructuring import needs_data
+    from edgeport.stages import run_stage
+
+    recipe = job.request.recipe
+    if job.shaped is None:
+        return job.uncached
+
+    def make(out: Path) -> None:
+        wanted = any(needs_data(step) for step in recipe.restructure)
+        inputs = as_tensors(job.uncached, _calibration(job, progress)) if wanted else []
+        made = restructure(job.uncached, recipe, inputs, whole=job.whole, log=progress.message)
+        save_restructured(out, job.uncached, made)
+
+    progress.stage("restructure", ", ".join(step.method for step in recipe.restructure))
+    folder = run_stage("restructure", job.restructure_key, make, report=progress.message)
+    return load_restructured(folder, job.uncached).model
+
+
+def restructuring_steps(job: Job) -> tuple[StepRecord, ...]:
+    """What `make_restructured` did, in this run or one before; what is on record of a model that came compressed."""
+    from edgeport.compress.cuts import load_steps
+    from edgeport.stages import stored
+
+    if job.compressed is not None:
+        return job.compressed.steps
+    return () if job.shaped is None else load_steps(stored("restructure", job.restructure_key))
+
+
 def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRecord, ...], SampleRecord | None]:
     """The compressed model, what happened to each layer, and what methods were tuned on."""
     from edgeport.compress import apply_recipe
@@ -141,14 +175,15 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
         return job.model, job.compressed.layers, job.compressed.calibration
 
     request = job.request
+    meter = Meter()
+    restructured = make_restructured(job, progress)
 
     def make(out: Path) -> None:
-        meter = Meter()
         tuned = _calibration(job, progress) if request.recipe.calibrates else None
         journal = Journal(cache_root() / "journals" / job.compress_key)
         before = journal.finished()
         model, records = apply_recipe(
-            job.uncached,
+            restructured,
             request.recipe,
             request.target,
             calibration=tuned,
@@ -158,12 +193,13 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
             training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
         save_cost(out, cost_of(meter.read(), model, tuned, weights_before=before))
-        save_compressed(out, job.uncached, model, records, None if tuned is None else tuned.record)
+        save_compressed(out, restructured, model, records, None if tuned is None else tuned.record)
         journal.close()
 
     progress.stage("compress", request.recipe.name)
     folder = run_stage("compress", job.compress_key, make, report=progress.message)
-    return load_compressed(folder, job.model, job.assignments), load_records(folder), load_calibration(folder)
+    base = job.model if job.shaped is None else job.as_lowered(restructured)
+    return load_compressed(folder, base, job.assignments), load_records(folder), load_calibration(folder)
 
 
 def with_scales(job: Job, model: Model, progress: Progress) -> Model:
@@ -234,9 +270,8 @@ def _lower(
     return Artifact.from_json(read_json(folder / "artifact.json"), folder / "files")
 
 
-def _generation(job: Job) -> dict[str, str]:
+def _generation(job: Job, model: Model) -> dict[str, str]:
     """Settings of the generation library that belongs to the runtime, as files beside the tokenizer."""
-    model = job.model
     if model.decoder is None or model.decoder.cross or job.request.target.runtime != "onnxruntime":
         return {}
     from edgeport.export.onnx.genai import GENAI_CONFIG, genai_config
@@ -329,11 +364,11 @@ def _measure(
             watch=progress.update,
         )
         measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
-        if job.model.decoder is not None:
+        if model.decoder is not None:
             generation = measure_generation(
                 artifact,
                 inputs,
-                cache=job.model.decoder.cache,
+                cache=model.decoder.cache,
                 quick=job.request.quick,
                 watch=lambda detail: progress.update(len(inputs), len(inputs), detail),
             )
@@ -401,6 +436,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         artifact=artifact,
         layers=layers,
         calibration=calibration,
+        steps=restructuring_steps(job),
         golden=Golden(
             inputs=tuple(load_vectors(reference / "inputs.safetensors")[:MOST_SAMPLES]),
             outputs=tuple(load_vectors(reference / "outputs.safetensors")[:MOST_SAMPLES]),
@@ -409,7 +445,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         evidence=conclude(measurements, request.recipe.gate),
         toolchain=toolchain_versions(),
         tokenizer=read_json(vectors) if vectors.is_file() else None,
-        generation=_generation(job),
+        generation=_generation(job, model),
     )
     write_bundle(request.output, contents, render=render_report, force=request.force)
     return _result(request.output, contents.evidence.verdict, time.monotonic() - started)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.compress.assign import Assignment
+from edgeport.compress.prune.sparse import sparse_bytes
 from edgeport.recipe import Recipe
 from edgeport.schema import Strict
 from edgeport.target import RuntimeName, Target
@@ -116,7 +117,9 @@ def predict_size(
     given = budgets or {}
     total = sum(given[name] if name in given else packed_bytes(a) for name, a in quantized.items())
     for name, parameter in model.module.named_parameters():
-        if name not in quantized:
+        if name in model.sparse:
+            total += sparse_bytes(parameter.numel(), model.sparse[name], width)
+        elif name not in quantized:
             total += parameter.numel() * width
     return total + GRAPH_BYTES[runtime]
 

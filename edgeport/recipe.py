@@ -16,6 +16,7 @@ from edgeport.budgets import Budgets
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
+from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, Sparsify, needs_data, place
 from edgeport.schema import Strict, read_toml
 
 RECIPES = PACKAGE / "recipes"
@@ -192,7 +193,9 @@ class Qera(Strict):
 
 
 Prepare = Awq | Smooth | Rotate
-Step = Annotated[RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qera | Qat, Field(discriminator="method")]
+Step = Annotated[
+    Restructure | RoundToNearest | Gptq | Hqq | Prepare | Brecq | Qera | Qat, Field(discriminator="method")
+]
 
 
 class Calibration(Strict):
@@ -236,6 +239,16 @@ class Recipe(Strict):
         return bool(self.compress)
 
     @property
+    def restructure(self) -> tuple[Restructure, ...]:
+        """The steps that make the model smaller before its weights are quantized, in order."""
+        return tuple(step for step in self.compress if isinstance(step, Restructure))
+
+    @property
+    def vocabulary(self) -> PruneVocabulary | None:
+        """The step that leaves tokens out, if there is one."""
+        return next((step for step in self.compress if isinstance(step, PruneVocabulary)), None)
+
+    @property
     def quantize(self) -> Quantize | None:
         """The step that quantizes, if there is one."""
         return next((step for step in self.compress if isinstance(step, Quantize)), None)
@@ -267,11 +280,27 @@ class Recipe(Strict):
         needed = step is not None and (
             step.bits_per_weight is not None or step.correct_bias or "static_int8" in step.activations
         )
-        return needed or any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qera | Qat) for step in self.compress)
+        tuned = any(isinstance(step, Gptq | Awq | Smooth | Brecq | Qera | Qat) for step in self.compress)
+        return needed or tuned or any(needs_data(step) for step in self.restructure)
 
     @field_validator("compress")
     @classmethod
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        first = [step for step in value if isinstance(step, Restructure)]
+        if first != list(value[: len(first)]):
+            raise ValueError("what prunes, factorizes or makes sparse comes before what prepares and quantizes")
+        found = [place(step) for step in first]
+        if found != sorted(found) or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1):
+            raise ValueError(
+                "prune_vocabulary comes first, then prune_depth, _width and _channels, then lowrank, then what makes "
+                "weights sparse; all but the second once each"
+            )
+        if len(value) == len(first):
+            return value
+        quantizing = next((step for step in value if isinstance(step, Quantize)), None)
+        if any(isinstance(step, Sparsify) for step in first) and quantizing and quantizing.linear != ("float",):
+            raise ValueError("Linear weights are stored either sparse or quantized: leave `linear` out, or the zeros")
+        value, whole = value[len(first) :], value
         if sum(isinstance(step, Quantize) for step in value) > 1:
             raise ValueError("a recipe quantizes once; merge the steps")
         places: tuple[Any, ...] = (Prepare, Quantize, Brecq, Qera, Qat)
@@ -280,7 +309,7 @@ class Recipe(Strict):
             raise ValueError("what prepares for quantizing comes before the step that quantizes")
         if order != sorted(order) or any(order.count(place) > 1 for place in (2, 3, 4)):
             raise ValueError("brecq, qera and qat come once each, in this order after the step that quantizes")
-        return value
+        return whole
 
 
 def recipe_names() -> list[str]:

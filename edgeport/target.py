@@ -30,6 +30,7 @@ class Weights(Strict):
     embedding: tuple[str, ...]
     conv: tuple[str, ...]
     depthwise_conv: tuple[str, ...]
+    sparse: bool = Field(default=False, description="weights with zeros are stored as a mask and the other numbers")
 
     @field_validator("linear", "embedding", "conv", "depthwise_conv")
     @classmethod

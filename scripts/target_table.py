@@ -16,6 +16,15 @@ sys.path.insert(0, str(ROOT))
 
 from edgeport.formats import LAYER_KINDS, LayerKind, Scheme, WeightFormat  # noqa: E402
 from edgeport.recipe import Brecq, Qat, Qera, Quantize, Step  # noqa: E402
+from edgeport.restructuring import (  # noqa: E402
+    LowRank,
+    PruneChannels,
+    PruneDepth,
+    PruneVocabulary,
+    PruneWidth,
+    Restructure,
+    Sparsify,
+)
 from edgeport.target import Target, load_target, target_names  # noqa: E402
 
 DOCS = ROOT / "docs" / "targets.md"
@@ -31,6 +40,16 @@ AFTER: dict[type, str] = {
     Qat: "other codes and scales, norms and biases",
 }
 """What the methods that follow quantizing make."""
+
+SMALLER: dict[type, str] = {
+    PruneVocabulary: "fewer tokens, in the tables and the tokenizer",
+    PruneDepth: "fewer layers",
+    PruneChannels: "fewer channels of a conv net",
+    PruneWidth: "fewer inner channels, heads, hidden channels",
+    LowRank: "two thin layers for a wide one",
+    Sparsify: "zeros, stored as a mask and the other numbers",
+}
+"""What the methods that come before quantizing make."""
 
 
 def compact(formats: tuple[str, ...]) -> str:
@@ -79,7 +98,12 @@ def methods_table(targets: list[Target]) -> list[str]:
         "| --- | --- | " + " | ".join("---" for _ in targets) + " |",
     ]
     for cls in get_args(get_args(Step)[0]):
-        method = get_args(cls.model_fields["method"].annotation)[0]
+        method, *others = get_args(cls.model_fields["method"].annotation)
+        if issubclass(cls, get_args(Restructure)):
+            takes = [cls is not Sparsify or target.weights.sparse for target in targets]
+            cells = " | ".join("yes" if taken else "refused" for taken in takes)
+            lines.append(f"| {', '.join([method, *others])} | {SMALLER[cls]} | {cells} |")
+            continue
         if not issubclass(cls, Quantize):
             takes = [any(lands(target, scheme) != "refused" for scheme in SCHEMES) for target in targets]
             if cls is Qera:

@@ -139,6 +139,29 @@ class LayerEntry(Strict):
     options: tuple[OptionEntry, ...] = ()
 
 
+class PartEntry(Strict):
+    """What a step did to one part of the model (edgeport.compress.restructure.PartRecord)."""
+
+    name: str
+    before: str
+    after: str
+    loss: float | None
+
+
+class StepEntry(Strict):
+    """What pruning, factorizing or the like did (edgeport.compress.restructure.StepRecord)."""
+
+    method: str
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    flops_before: int
+    flops_after: int
+    divergence: float | None
+    parts: tuple[PartEntry, ...]
+
+
 class ImageEntry(Strict):
     """How a picture becomes the input (edgeport.model.types.ImagePreprocessing)."""
 
@@ -159,7 +182,8 @@ class Manifest(Strict):
         inputs, outputs: as the file has them, in the file's order.
         files: every file of the bundle but manifest.json, evidence.json and report.html.
         parameters: values in the original model's parameters, tied ones once.
-        layers: what compression did to each compressible weight.
+        layers: what compression did to each compressible weight, of those that the steps left.
+        steps: what pruning, factorizing and the like did to the model before.
         weights: for each compressed parameter, its name in the file.
         data: the inputs that parity was measured on.
         calibration: the inputs that methods were tuned on; None where none needed any.
@@ -187,6 +211,7 @@ class Manifest(Strict):
     outputs: tuple[TensorEntry, ...]
     files: dict[str, FileEntry]
     layers: tuple[LayerEntry, ...]
+    steps: tuple[StepEntry, ...] = ()
     weights: dict[str, str]
     image: ImageEntry | None = None
     labels: tuple[str, ...] = ()

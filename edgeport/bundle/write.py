@@ -32,6 +32,7 @@ from edgeport.bundle.manifest import (
     Manifest,
     SettingsEntry,
     SourceEntry,
+    StepEntry,
     TensorEntry,
     check_relative,
 )
@@ -42,6 +43,7 @@ from edgeport.validate.evidence import DataRecord
 
 if TYPE_CHECKING:
     from edgeport.compress.apply import LayerRecord
+    from edgeport.compress.restructure import StepRecord
     from edgeport.data.samples import SampleRecord
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
@@ -72,6 +74,7 @@ class Contents:
         evidence: what was measured on `artifact`.
         toolchain: versions of the packages that decide what the files contain.
         calibration: the inputs that methods were tuned on, if any.
+        steps: what pruning, factorizing and the like did before.
         generation: further text files beside the assets, by name: settings of generation libraries.
         tokenizer: texts and the ids that must come of them; None without a decoder.
     """
@@ -86,6 +89,7 @@ class Contents:
     evidence: Evidence
     toolchain: Mapping[str, str]
     calibration: SampleRecord | None = None
+    steps: tuple[StepRecord, ...] = ()
     generation: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] | None = None
 
@@ -204,6 +208,13 @@ def _files(folder: Path) -> dict[str, FileEntry]:
     }
 
 
+def _parameters(contents: Contents) -> int:
+    """Values in the original's parameters; a model that came compressed is the smaller one."""
+    if contents.steps:
+        return contents.steps[0].parameters_before
+    return sum(parameter.numel() for parameter in contents.model.module.parameters())
+
+
 def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
     """The manifest of a bundle with these files, still without the hash of its report."""
     model, artifact, tuned = contents.model, contents.artifact, contents.calibration
@@ -212,7 +223,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         task=model.task,
         modality=model.modality,
         source=SourceEntry.model_validate(asdict(model.source)),
-        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        parameters=_parameters(contents),
         recipe=contents.recipe,
         target=contents.target,
         settings=SettingsEntry.model_validate(asdict(contents.settings)),
@@ -223,6 +234,7 @@ def make_manifest(contents: Contents, files: dict[str, FileEntry]) -> Manifest:
         outputs=tuple(TensorEntry.model_validate(asdict(spec)) for spec in artifact.outputs),
         files=files,
         layers=tuple(LayerEntry.model_validate(asdict(record)) for record in contents.layers),
+        steps=tuple(StepEntry.model_validate(asdict(record)) for record in contents.steps),
         weights=dict(artifact.weights),
         image=None if model.image is None else ImageEntry.model_validate(asdict(model.image)),
         labels=model.labels,

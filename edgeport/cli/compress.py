@@ -13,8 +13,10 @@ from edgeport.cli.options import AsJson, Debug, Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from edgeport.compress import LayerRecord
+    from edgeport.compress.restructure import StepRecord
     from edgeport.compression import CompressPlan, CompressRequest, CompressResult
 
 WORST = 5
@@ -122,6 +124,7 @@ def _document(request: CompressRequest, result: CompressResult) -> dict[str, Any
         "samples": result.samples,
         "seconds": round(result.seconds, 3),
         "cost": asdict(result.cost),
+        "steps": [asdict(step) for step in result.steps],
         "layers": [asdict(layer) for layer in result.layers],
         "files": dict(result.files),
     }
@@ -159,6 +162,8 @@ def _draw_result(console: Console, request: CompressRequest, result: CompressRes
         sizes = (in_bytes(before), in_bytes(after))
         table.add_row(name, str(len(layers)), *sizes, _span(layers, "relative_error"), _span(layers, "output_error"))
     console.print(table)
+    if result.steps:
+        console.print(_steps_table(result.steps))
     rows = [("size", f"{in_bytes(result.bytes_after)}, {result.bytes_after / result.bytes_before:.3f}x of float32")]
     error = "output_error" if _worst(result.layers, "output_error") else "relative_error"
     for index, layer in enumerate(_worst(result.layers, error)[:WORST]):
@@ -167,6 +172,22 @@ def _draw_result(console: Console, request: CompressRequest, result: CompressRes
     rows.append(("cost", cost_words(asdict(result.cost))))
     rows += [("reference", f"{result.samples} inputs with the original's outputs"), ("folder", str(result.folder))]
     console.print(facts(rows))
+
+
+def _steps_table(steps: Iterable[StepRecord]) -> Table:
+    """What came before the weights: a row for each step."""
+    from edgeport.cli.summary import in_bytes
+    from edgeport.cli.tables import listing
+
+    table = listing("step", "parameters", "float32", "FLOPs", "divergence so far")
+    for step in steps:
+        pairs = (
+            f"{step.parameters_before / 1e6:.1f} -> {step.parameters_after / 1e6:.1f} M",
+            f"{in_bytes(step.bytes_before)} -> {in_bytes(step.bytes_after)}",
+            f"{step.flops_before / 1e6:.0f} -> {step.flops_after / 1e6:.0f} M",
+        )
+        table.add_row(step.method, *pairs, "-" if step.divergence is None else f"{step.divergence:.4f}")
+    return table
 
 
 def _draw_plan(console: Console, planned: CompressPlan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.lines import weight_line
 from edgeport.compress.mixed import Option, Table, choose_formats
 from edgeport.compress.prepare.passes import prepare
+from edgeport.compress.prune.sparse import sparse_bytes
 from edgeport.compress.quantize.brecq import reconstruct
 from edgeport.compress.quantize.fitted import quantize_fitted_palette
 from edgeport.compress.quantize.gptq import quantize_gptq
@@ -41,7 +43,7 @@ class LayerRecord:
 
     Attributes:
         bytes_before, bytes_after: in float32, and in the chosen format with its scales. A matrix that compression
-            added had 0 before.
+            added had 0 before. Where pruning put zeros, afterwards a bit a place and the other numbers in float32.
         method: what chose the codes; empty for a weight left in float.
         relative_error: ||after - before|| / ||before||, of the weight itself.
         output_error: the same of the layer's output over the calibration inputs, as the layers quantized before
@@ -131,7 +133,7 @@ def record_layers(
                 format=item.format.name,
                 activation=item.activation,
                 bytes_before=weight.numel() * 4 if item.corrects is None else 0,
-                bytes_after=weight.numel() * 4 if tensor is None else tensor.storage_bytes(),
+                bytes_after=_float_bytes(model, item) if tensor is None else tensor.storage_bytes(),
                 method="" if tensor is None else note.method,
                 relative_error=error,
                 output_error=note.output_error,
@@ -142,6 +144,12 @@ def record_layers(
             )
         )
     return tuple(records)
+
+
+def _float_bytes(model: Model, item: Assignment) -> int:
+    """Bytes of a weight left in float32; of one with zeros those of its other numbers and a bit a place."""
+    count = math.prod(item.shape)
+    return sparse_bytes(count, model.sparse[item.name]) if item.name in model.sparse else count * 4
 
 
 def _searches(step: Quantize) -> bool:

@@ -19,7 +19,8 @@ from edgeport.model.corrected import factor_names
 from edgeport.model.types import Model
 from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
 from edgeport.recipe import Qera, Quantize, Recipe
-from edgeport.target import Target
+from edgeport.restructuring import Sparsify
+from edgeport.target import Target, load_target, target_names
 
 OTHERS: tuple[ActivationFormat, ...] = ("dynamic_int8", "float")
 """What layers take that are kept from static activations, when the recipe names nothing else, best first."""
@@ -201,6 +202,23 @@ def check_precision(recipe: Recipe, target: Target) -> None:
             where="[lower] precision",
             allowed=target.precisions,
             next_step="Choose another recipe (`edgeport recipes`) or target (`edgeport targets`).",
+        )
+
+
+def check_sparse(recipe: Recipe, target: Target) -> None:
+    """Refuse zeros where they would save nothing.
+
+    Raises:
+        TargetRefusesError: the target stores zeros like any other number.
+    """
+    step = next((step for step in recipe.restructure if isinstance(step, Sparsify)), None)
+    if step is not None and not target.weights.sparse:
+        raise TargetRefusesError(
+            f"The target {target.name!r} has no sparse form of weights: the zeros of {step.method} would save neither "
+            "bytes nor time there.",
+            where=step.method,
+            allowed=[name for name in target_names() if load_target(name).weights.sparse],
+            next_step="Choose such a target, or prune_width, prune_depth or lowrank, which make every file smaller.",
         )
 
 

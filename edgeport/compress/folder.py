@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +14,28 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from edgeport.compress.apply import LayerRecord
+from edgeport.compress.restructure import StepRecord
 from edgeport.data.samples import SampleRecord
 from edgeport.errors import BadInputError
-from edgeport.model.compressed import CONFIG, METHOD, RECORD, REFERENCE, WEIGHTS, Record, SourceRecord, tied_names
+from edgeport.model.compressed import (
+    CONFIG,
+    METHOD,
+    PLAIN_WEIGHTS,
+    RECORD,
+    REFERENCE,
+    WEIGHTS,
+    Record,
+    SourceRecord,
+    WeightsFile,
+    tied_names,
+)
 from edgeport.model.packed import form_of, pack_weight
 from edgeport.model.types import Model
 from edgeport.recipe import Recipe
 from edgeport.storage import canonical_json, hash_tree
 
 _LAYERS: TypeAdapter[tuple[LayerRecord, ...]] = TypeAdapter(tuple[LayerRecord, ...])
+_STEPS: TypeAdapter[tuple[StepRecord, ...]] = TypeAdapter(tuple[StepRecord, ...])
 _CALIBRATION: TypeAdapter[SampleRecord | None] = TypeAdapter(SampleRecord | None)
 
 ParsedT = TypeVar("ParsedT")
@@ -37,6 +50,7 @@ class Compressed:
         model: the compressed one.
         target: name of the target whose grids were used; None for the portable ones.
         layers, calibration: what `apply_recipe` did, and on which inputs.
+        steps: what pruning, factorizing and the like did before.
         reference: folder with the original's inputs.safetensors, outputs.safetensors and record.json.
         toolchain: versions of the packages that decide what the files contain.
     """
@@ -49,6 +63,7 @@ class Compressed:
     calibration: SampleRecord | None
     reference: Path
     toolchain: Mapping[str, str]
+    steps: tuple[StepRecord, ...] = ()
 
 
 def check_can_be_stored(model: Model) -> None:
@@ -73,8 +88,13 @@ def check_can_be_stored(model: Model) -> None:
 def write_compressed(folder: Path, contents: Compressed) -> Record:
     """Write the files into an existing empty folder. The same contents give the same bytes."""
     model = contents.model
-    (folder / CONFIG).write_text(canonical_json(_config(model)))
-    save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    transposed = _transposed(model) if contents.steps else None
+    weights: WeightsFile = WEIGHTS if transposed is None else PLAIN_WEIGHTS
+    config = _config(model)
+    if transposed is not None:
+        del config["quantization_config"]
+    (folder / CONFIG).write_text(canonical_json(config))
+    save_file(_tensors(model, transposed or ()), folder / weights, metadata={"format": "pt"})
     for name, path in model.assets.items():
         shutil.copyfile(path, folder / name)
     (folder / REFERENCE).mkdir()
@@ -96,6 +116,10 @@ def write_compressed(folder: Path, contents: Compressed) -> Record:
         ranges=dict(model.ranges),
         tied=tied_names(model.module),
         added=tuple(name for name, _ in model.module.named_parameters() if name not in original),
+        weights=weights,
+        transposed=transposed or (),
+        sparse=dict(model.sparse),
+        steps=tuple(json.loads(_STEPS.dump_json(contents.steps))),
         layers=tuple(json.loads(_LAYERS.dump_json(contents.layers))),
         calibration=json.loads(_CALIBRATION.dump_json(contents.calibration)),
         toolchain=dict(contents.toolchain),
@@ -126,18 +150,49 @@ def _without_paths(value: Any) -> Any:
     return [_without_paths(item) for item in value] if isinstance(value, list) else value
 
 
-def _tensors(model: Model) -> dict[str, torch.Tensor]:
+def _transposed(model: Model) -> tuple[str, ...] | None:
+    """The weights that transformers holds transposed (GPT-2's Conv1D), where `from_pretrained` can load the module as
+    it is; None where it can't: quantized, factored, or with norms that edgeport folded."""
+    from transformers.pytorch_utils import Conv1D
+
+    module: Any = model.module
+    if model.quantized:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        plain = type(module)(module.config)
+        if getattr(plain, "pooler", None) is not None and getattr(module, "pooler", None) is None:
+            plain = type(module)(module.config, add_pooling_layer=False)
+    found = tuple(f"{name}.weight" for name, child in plain.named_modules() if isinstance(child, Conv1D))
+    linearized = {
+        name: tuple(tensor.shape)[::-1] if name in found else tuple(tensor.shape)
+        for name, tensor in plain.state_dict().items()
+    }
+    if linearized != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
+        return None
+    return found if tied_names(plain) == tied_names(module) else None
+
+
+def _tensors(model: Model, transposed: Collection[str]) -> dict[str, torch.Tensor]:
     """Everything in the module's state: each parameter once, the compressed ones in parts."""
     others = {name for _, *names in tied_names(model.module) for name in names}
     state = model.module.state_dict()
     tensors = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        name: (tensor.T if name in transposed else tensor).detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
         if name not in others and name not in model.quantized
     }
     for name, tensor in model.quantized.items():
         tensors |= {f"{name}.{part}": value.contiguous() for part, value in pack_weight(tensor).items()}
     return tensors
+
+
+def step_records(record: Record) -> tuple[StepRecord, ...]:
+    """What pruning, factorizing and the like did before.
+
+    Raises:
+        BadInputError: the record's steps are not of the form that this version writes.
+    """
+    return _parsed(_STEPS, list(record.steps), "steps")
 
 
 def layer_records(record: Record) -> tuple[LayerRecord, ...]:

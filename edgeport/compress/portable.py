@@ -40,7 +40,9 @@ def portable_target(recipe: Recipe) -> Target:
         runtime="onnxruntime",
         precisions=("fp32", "fp16"),
         shapes=("dynamic", "fixed"),
-        weights=Weights(linear=(*formats, *corrections), embedding=formats, conv=formats, depthwise_conv=formats),
+        weights=Weights(
+            linear=(*formats, *corrections), embedding=formats, conv=formats, depthwise_conv=formats, sparse=True
+        ),
         activations=Activations(linear=activations, conv=activations, depthwise_conv=activations),
         scales=ScaleStorage(per_channel="float16", grouped="bfloat16"),
         execution=Execution(here="none", statement="Not lowered: the folder is exported for a target later."),

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeport.compress.apply import LayerRecord
-from edgeport.compress.assign import Assignment, assign_compressed
-from edgeport.compress.folder import calibration_record, layer_records
+from edgeport.compress.assign import Assignment, assign_compressed, check_sparse
+from edgeport.compress.folder import calibration_record, layer_records, step_records
+from edgeport.compress.restructure import StepRecord
 from edgeport.data.samples import SampleRecord
 from edgeport.errors import BadInputError
 from edgeport.model.compressed import REFERENCE, read_record
@@ -24,12 +25,13 @@ class Stored:
 
     Attributes:
         reference: the folder with inputs and the uncompressed model's outputs on them.
-        layers, calibration: the records of the compression.
+        layers, calibration, steps: the records of the compression.
     """
 
     reference: Path
     layers: tuple[LayerRecord, ...]
     calibration: SampleRecord | None
+    steps: tuple[StepRecord, ...] = ()
 
 
 def open_for_target(
@@ -53,8 +55,9 @@ def open_for_target(
             next_step="Give the original model to use another recipe.",
         )
     assignments = assign_compressed(model, record.formats(), recipe, target)
+    check_sparse(record.recipe, target)
     restated, layers = restate(model, layer_records(record), assignments)
-    return restated, assignments, Stored(folder / REFERENCE, layers, calibration_record(record))
+    return restated, assignments, Stored(folder / REFERENCE, layers, calibration_record(record), step_records(record))
 
 
 def restate(

@@ -1,7 +1,9 @@
 """Load what `edgeport compress` wrote: a Hugging Face folder whose weights are packed codes and scales.
 
     config.json               the module's config; its quantization_config names edgeport
-    compressed.safetensors    float tensors as they are, compressed ones in parts (edgeport.model.packed)
+    compressed.safetensors    float tensors as they are, compressed ones in parts (edgeport.model.packed);
+                              model.safetensors, and no quantization_config, where only layers, channels or tokens were
+                              removed: transformers loads such a folder like any other
     edgeport.json             `Record`: what the parts mean, how they came about, the sha256 of every other file
     reference/                real inputs and the uncompressed model's outputs on them (the stage "reference")
     tokenizer.json, ...       the model's assets
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 RECORD = "edgeport.json"
 CONFIG = "config.json"
-WEIGHTS = "compressed.safetensors"
+WeightsFile = Literal["compressed.safetensors", "model.safetensors"]
+WEIGHTS: WeightsFile = "compressed.safetensors"
+PLAIN_WEIGHTS: WeightsFile = "model.safetensors"
 REFERENCE = "reference"
 SCHEMA_VERSION: Literal[1] = 1
 METHOD = "edgeport"
@@ -62,7 +66,11 @@ class Record(Strict):
         ranges: grids of the layers whose activations are static_int8.
         tied: the names of each parameter that has several, first name first.
         added: parameters which the config makes the model without: biases that preparation passes gave to layers,
-            and the matrices of low-rank corrections.
+            and the matrices of low-rank corrections and factored layers.
+        weights: the file that holds them.
+        transposed: weights that it holds as transformers does (K, N), and the module as Linear layers do.
+        sparse: how many numbers are left of the weights that pruning put zeros into.
+        steps: what pruning, factorizing and the like did (edgeport.compress.restructure).
         layers, calibration: what happened to each layer and what methods were tuned on (edgeport.compress).
         assets: files that a device needs beside the model.
         files: sha256 of every other file of the folder.
@@ -80,6 +88,10 @@ class Record(Strict):
     ranges: dict[str, LayerRange] = Field(default_factory=dict)
     tied: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...]
     added: tuple[str, ...]
+    weights: WeightsFile = WEIGHTS
+    transposed: tuple[str, ...] = ()
+    sparse: dict[str, int] = Field(default_factory=dict)
+    steps: tuple[dict[str, Any], ...] = ()
     layers: tuple[dict[str, Any], ...]
     calibration: dict[str, Any] | None
     toolchain: dict[str, str]
@@ -131,7 +143,7 @@ def check_files(folder: Path, record: Record) -> None:
         BadInputError: naming the first file that is missing or changed.
     """
     present = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
-    for needed in (CONFIG, WEIGHTS, f"{REFERENCE}/inputs.safetensors", f"{REFERENCE}/outputs.safetensors"):
+    for needed in (CONFIG, record.weights, f"{REFERENCE}/inputs.safetensors", f"{REFERENCE}/outputs.safetensors"):
         if needed not in record.files:
             raise BadInputError(f"The record names no {needed}.", where=folder / RECORD)
     for name, digest in sorted(record.files.items()):
@@ -187,7 +199,13 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
         raise BadInputError(
             "The record's ranges don't fit its activations.", where=f"{folder / RECORD}: {min(unknown)}"
         )
-    return replace(model, quantized=quantized, activations=dict(record.activations), ranges=dict(record.ranges))
+    return replace(
+        model,
+        quantized=quantized,
+        activations=dict(record.activations),
+        ranges=dict(record.ranges),
+        sparse=dict(record.sparse),
+    )
 
 
 def _source(folder: Path, record: Record) -> Source:
@@ -199,6 +217,8 @@ def _source(folder: Path, record: Record) -> Source:
         "are compared with those of the uncompressed model that were stored then; the fp32 baseline of size, latency "
         "and memory holds the dequantised weights."
     )
+    if record.steps:
+        note += " That baseline is the smaller model: what pruning and factorizing saved is not in these ratios."
     files = {**record.files, RECORD: hash_file(folder / RECORD)}
     if original.note:
         note += f" Of the original: {original.note}"
@@ -212,9 +232,9 @@ def _read_weights(folder: Path, record: Record) -> tuple[dict[str, Any], dict[st
     from edgeport.model.huggingface import check_safetensors
     from edgeport.model.packed import Form, unpack_weight
 
-    check_safetensors(folder / WEIGHTS)
+    check_safetensors(folder / record.weights)
     quantized = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(folder / record.weights, framework="pt") as file:
         names = set(file.keys())
         for name, value in record.forms.items():
             form = parse_mapping(Form, value, f"{folder / RECORD}: forms.{name}")
@@ -228,6 +248,7 @@ def _read_weights(folder: Path, record: Record) -> tuple[dict[str, Any], dict[st
             names -= set(parts.values())
             quantized[name] = unpack_weight(name, form, {part: file.get_tensor(key) for part, key in parts.items()})
         floats = {name: file.get_tensor(name) for name in sorted(names)}
+        floats |= {name: floats[name].T.contiguous() for name in record.transposed if name in floats}
     return quantized, floats
 
 
@@ -288,6 +309,7 @@ def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str
     import torch
 
     from edgeport.model.corrected import add_corrections
+    from edgeport.model.factored import add_factors, factored_layer
 
     def owner(name: str) -> tuple[torch.nn.Module, str]:
         prefix, _, leaf = name.rpartition(".")
@@ -296,11 +318,14 @@ def _match_structure(module: torch.nn.Module, record: Record, state: Mapping[str
         except AttributeError as error:
             raise BadInputError(f"{record.architecture} has no layer {prefix!r}.", where=folder / RECORD) from error
 
+    ranks = {factored_layer(name): state[name].shape[0] for name in record.added if name in state}
     try:
+        add_factors(module, {layer: rank for layer, rank in ranks.items() if layer is not None})
         add_corrections(module, {name: tuple(state[name].shape) for name in record.added if name in state})
     except (AttributeError, TypeError) as error:
         raise BadInputError(
-            f"A correction belongs to no Linear layer of {record.architecture}: {error}.", where=folder / RECORD
+            f"A correction or a factor belongs to no Linear layer of {record.architecture}: {error}.",
+            where=folder / RECORD,
         ) from error
     for name in record.added:
         layer, leaf = owner(name)

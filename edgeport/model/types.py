@@ -175,6 +175,7 @@ class Model:
         decoder: set when the model is to be lowered with a cache of keys and values (`edgeport.model.decoder`).
         ranges: grids of the layers whose activations are static_int8, by parameter name. The module does not round
             to them by itself: `edgeport.activations.round_layers` makes it.
+        sparse: how many numbers are left of the weights that pruning put zeros into, by parameter name.
     """
 
     name: str
@@ -193,3 +194,4 @@ class Model:
     activations: Mapping[str, ActivationFormat] = field(default_factory=dict)
     decoder: Decoder | None = None
     ranges: Mapping[str, LayerRange] = field(default_factory=dict)
+    sparse: Mapping[str, int] = field(default_factory=dict)

@@ -62,8 +62,11 @@ class Step:
 
 
 def waterfall_steps(waterfall: Waterfall) -> list[Step]:
-    """From the float32 weights down by what each group saves, up by what the file adds, to the file."""
-    changes = [(group.label, group.weights - group.before) for group in waterfall.groups]
+    """From the float32 weights down by what each step and group saves, up by what the file adds, to the file."""
+    changes = [
+        *((method, -count) for method, count in waterfall.removed),
+        *((group.label, group.weights - group.before) for group in waterfall.groups),
+    ]
     changes.append(("Scales", waterfall.scales))
     changes.append((overhead_label(waterfall), waterfall.overhead))
     levels = [waterfall.before]
@@ -121,6 +124,7 @@ def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
         waterfall=waterfall,
         steps=waterfall_steps(waterfall),
         overhead_label=overhead_label(waterfall),
+        smaller=manifest.get("steps") or [],
         layers=[{**layer, **layer_bytes(layer, manifest)} for layer in manifest["layers"]],
         left_out=left_out(manifest),
         facts=canonical_json(manifest["facts"]) if manifest["facts"] else "",

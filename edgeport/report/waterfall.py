@@ -84,6 +84,7 @@ class Waterfall:
 
     Attributes:
         groups: those with any bytes.
+        removed: (method, bytes in float32) of what each step took out of the model before its weights were compressed.
         overhead: graph, names, alignment; negative when lowering folded, shared or dropped weights.
         file: bytes of what the runtime loads: the entry, with external data that goes by its name.
         beside: (path, bytes) of what else is in the model folder, such as the same model in ORT format.
@@ -93,11 +94,12 @@ class Waterfall:
     overhead: int
     file: int
     beside: tuple[tuple[str, int], ...]
+    removed: tuple[tuple[str, int], ...] = ()
 
     @property
     def before(self) -> int:
-        """All weights in float32."""
-        return sum(group.before for group in self.groups)
+        """All weights of the original in float32."""
+        return sum(group.before for group in self.groups) + sum(count for _, count in self.removed)
 
     @property
     def scales(self) -> int:
@@ -124,7 +126,10 @@ def layer_bytes(layer: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[s
         weights = (count * form.bits + 7) // 8
         scales = int(layer["bytes_after"]) - weights
     else:
-        weights, scales = count * FLOAT_WIDTH[manifest["settings"]["precision"]], 0
+        # A weight with zeros is recorded as float32 numbers and a mask of one bit a place.
+        mask = (count + 7) // 8 if layer["bytes_after"] < count * 4 else 0
+        numbers = (int(layer["bytes_after"]) - mask) // 4
+        weights, scales = numbers * FLOAT_WIDTH[manifest["settings"]["precision"]] + mask, 0
     return {"before": count * 4, "weights": weights, "scales": scales, "after": weights + scales}
 
 
@@ -132,7 +137,7 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
     """The waterfall of a bundle.
 
     Args:
-        manifest: `Manifest.to_json()`; its layers, parameters, files, entry and precision are read.
+        manifest: `Manifest.to_json()`; its steps, layers, parameters, files, entry and precision are read.
     """
     before = dict.fromkeys(GROUPS, 0)
     weights = dict.fromkeys(GROUPS, 0)
@@ -146,7 +151,8 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
         scales[group] += sizes["scales"]
         recorded += math.prod(layer["shape"])
     # Norms, biases and everything else that no recipe compresses.
-    rest = manifest["parameters"] - recorded
+    steps = manifest.get("steps") or []
+    rest = (steps[-1]["parameters_after"] if steps else manifest["parameters"]) - recorded
     before["other"] += rest * 4
     weights["other"] += rest * FLOAT_WIDTH[manifest["settings"]["precision"]]
 
@@ -159,4 +165,9 @@ def make_waterfall(manifest: Mapping[str, Any]) -> Waterfall:
     )
     groups = tuple(Group(name, before[name], weights[name], scales[name]) for name in GROUPS if before[name])
     overhead = total - sum(group.after for group in groups)
-    return Waterfall(groups=groups, overhead=overhead, file=total, beside=beside)
+    removed = tuple(
+        (step["method"], 4 * (step["parameters_before"] - step["parameters_after"]))
+        for step in steps
+        if step["parameters_before"] != step["parameters_after"]
+    )
+    return Waterfall(groups=groups, overhead=overhead, file=total, beside=beside, removed=removed)

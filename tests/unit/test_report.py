@@ -155,6 +155,28 @@ def test_the_waterfall_by_hand() -> None:
     assert (found.before, found.file, found.beside, found.scales) == (36200, 9700, (), 720)
 
 
+def test_what_steps_removed_is_part_of_the_original() -> None:
+    sizes = {"parameters_before": 20000, "parameters_after": 9050, "bytes_before": 80000, "bytes_after": 36200}
+    step = {"method": "prune_depth", **sizes, "flops_before": 3_000_000, "flops_after": 1_500_000, "divergence": 0.25}
+    value = manifest(steps=[{**step, "parts": []}], parameters=20000)
+    found = make_waterfall(value)
+    assert found.removed == (("prune_depth", 4 * (20000 - 9050)),)
+    assert found.before == 80000
+    assert sum(group.before for group in found.groups) == 36200
+    first, second, *_, last = waterfall_steps(found)
+    assert (first.width, second.label, last.width) == (100, "prune_depth", pytest.approx(100 * 9700 / 80000, abs=0.01))
+    assert second.width == pytest.approx(100 * 43800 / 80000, abs=0.01)
+    page = render_report(value, "")
+    assert "20,000 → 9,050" in page
+    assert "3.0 M → 1.5 M" in page
+
+
+def test_zeros_cost_a_bit_a_place() -> None:
+    row = layer("a.weight", ["linear"], [10, 16], "float", 40 * 4 + 20)
+    value = manifest(layers=[row], parameters=160, settings={"precision": "fp16", "shapes": "fixed"})
+    assert {group.name: group.weights for group in make_waterfall(value).groups} == {"other": 40 * 2 + 20}
+
+
 def test_half_precision_with_a_second_file_beside() -> None:
     files = {
         "model/model.onnx": {"bytes": 20000},

@@ -17,7 +17,7 @@ palettes     one of 1, 2, 4, 6 or 8 bits      one, or one every some channels; 3
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from edgeport.errors import TargetRefusesError
+from edgeport.export.coreml.sparse import sparse_arrays
 from edgeport.packing import pack_bits
 from edgeport.quantized import QuantizedTensor, round_scale
 
@@ -92,9 +93,7 @@ def live_inputs(program: torch.export.ExportedProgram) -> set[str]:
     return {node.name for node in seen if node.op == "placeholder"}
 
 
-def readers(
-    program: torch.export.ExportedProgram, quantized: Mapping[str, QuantizedTensor]
-) -> dict[str, tuple[str, ...]]:
+def readers(program: torch.export.ExportedProgram, quantized: Collection[str]) -> dict[str, tuple[str, ...]]:
     """For every compressed weight that an output depends on, the program's inputs that stand for it.
 
     A tied weight has several names: they share one storage, and the program may read any of them.
@@ -151,11 +150,14 @@ def stored_arrays(tensor: QuantizedTensor, deployment: Deployment) -> tuple[str,
 
 
 @contextlib.contextmanager
-def compressed_constants(tensors: Mapping[str, QuantizedTensor], deployment: Deployment) -> Iterator[None]:
+def compressed_constants(
+    tensors: Mapping[str, QuantizedTensor | torch.Tensor], deployment: Deployment
+) -> Iterator[None]:
     """Let coremltools write these instead of the floats of the exported program's inputs.
 
     Args:
-        tensors: by the name of the program's input; one that stands under several names is written once.
+        tensors: by the name of the program's input; one that stands under several names is written once. A plain
+            tensor is written sparse.
     """
     converter: Any = import_module("coremltools.converters.mil.frontend.torch.converter").TorchConverter
     builder: Any = import_module("coremltools.converters.mil").Builder
@@ -168,7 +170,10 @@ def compressed_constants(tensors: Mapping[str, QuantizedTensor], deployment: Dep
             original(self, name, value)
             return
         if id(tensor) not in made:
-            operator, parameters = stored_arrays(tensor, deployment)
+            if isinstance(tensor, QuantizedTensor):
+                operator, parameters = stored_arrays(tensor, deployment)
+            else:
+                operator, parameters = sparse_arrays(tensor, deployment)
             made[id(tensor)] = getattr(builder, operator)(**parameters, name=name)
         self.context.add(made[id(tensor)], torch_name=name)
 

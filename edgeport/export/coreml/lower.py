@@ -26,6 +26,8 @@ from edgeport.export.coreml.interface import check_enumerated, file_specs, input
 from edgeport.export.coreml.library import converting, failing_operator, load_coremltools
 from edgeport.export.coreml.norms import safe_norms
 from edgeport.export.coreml.package import write_package
+from edgeport.export.coreml.sparse import OPERATOR as SPARSE
+from edgeport.export.coreml.sparse import check_sparse_weights
 from edgeport.export.coreml.trace import export
 from edgeport.export.coreml.weights import logical
 from edgeport.mlpackage.constants import Constant, constants
@@ -59,7 +61,12 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
     program, norms = _program(model, settings, classifier=classifier)
     changed = tame_constants(program) if half else 0
     names = readers(program, model.quantized)
-    written = {read_as: model.quantized[name] for name, inputs in names.items() for read_as in inputs}
+    sparse = {name: program.state_dict[name] for name in model.sparse if name not in model.quantized}
+    sparse_names = readers(program, sparse)
+    written: dict[str, QuantizedTensor | torch.Tensor] = {
+        read_as: model.quantized[name] for name, inputs in names.items() for read_as in inputs
+    }
+    written |= {read_as: sparse[name] for name, inputs in sparse_names.items() for read_as in inputs}
     with compressed_constants(written, deployment):
         mlmodel = _convert(ct, program, model, settings, deployment, classifier)
     path = out / ENTRY
@@ -72,6 +79,8 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         if decoder is None
         else caching.file_specs(decoder)
     )
+    stored = constants(function.body)
+    check_sparse_weights({name: sparse[name] for name in sparse_names}, stored, settings.precision)
     return Artifact(
         runtime="coreml",
         delegate="coreml",
@@ -79,7 +88,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         entry=ENTRY,
         inputs=inputs,
         outputs=outputs,
-        weights=_stored_names(model, names, constants(function.body)),
+        weights=_stored_names(model, names, stored),
         facts={
             "minimum_deployment_target": deployment,
             "specification_version": load_package(path).specification_version,
@@ -87,6 +96,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
             "operators": _histogram(function),
             "weight_file_bytes": _weight_bytes(path),
             "unused_weights": sorted(set(model.quantized) - set(names)),
+            "sparse_weights": len(sparse_names),
             "safe_norms": len(norms),
             "constants_brought_into_float16": changed,
             "image_input": settings.image_input,
@@ -178,7 +188,7 @@ def _input_specs(model: Model, settings: LoweringSettings) -> tuple[TensorSpec, 
 
 
 def _same(stored: Constant, tensor: QuantizedTensor) -> bool:
-    if stored.operator == "const" or stored.type is None or stored.type.count != tensor.codes.numel():
+    if stored.operator in ("const", SPARSE) or stored.type is None or stored.type.count != tensor.codes.numel():
         return False
     return digest(logical(stored)) == digest(tensor)
 

@@ -1,0 +1,1 @@
+"""Low rank: two thin Linear layers for a wide one."""
