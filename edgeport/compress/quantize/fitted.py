@@ -28,8 +28,8 @@ from edgeport.compress.quantize.refine import damped_second, swept_codes
 from edgeport.quantized import QuantizedTensor, ScaleDtype, as_matrix, from_matrix
 
 STEPS = 12
-"""Steps of conjugate gradients: enough for the optimum of a 3-bit palette. Larger ones stop short of it, at entries that
-the new codes move again."""
+"""Steps of conjugate gradients: enough for the optimum of a 3-bit palette. Larger ones stop short of it, at entries
+that the new codes move again."""
 
 
 def _nearest(palette: torch.Tensor) -> Round:
