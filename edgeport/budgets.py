@@ -89,6 +89,17 @@ class Budgets(Strict):
     accuracy: dict[str, AccuracyBudget] = Field(default_factory=dict)
     regression: Regression = Regression()
 
+    def bounds(self) -> dict[str, str]:
+        """The budgets that are set, apart from those against an older bundle, as they are written."""
+        found = {
+            name: value if isinstance(value, str) else f"{value:g}"
+            for name, value in self.model_dump(exclude_none=True, exclude={"accuracy", "regression"}).items()
+        }
+        for suite, budget in self.accuracy.items():
+            for name, value in budget.model_dump(exclude_none=True, exclude={"confidence"}).items():
+                found[f"accuracy.{suite}.{name}"] = f"{value} at confidence {budget.confidence:g}"
+        return found
+
     @property
     def times(self) -> bool:
         """A budget asks for a valid latency run."""

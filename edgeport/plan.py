@@ -156,10 +156,9 @@ def planned_checks(recipe: Recipe, target: Target, quantized: bool) -> tuple[str
     checks = ["every output value is finite"]
     if quantized:
         checks.append("the integer weights in the file equal the logical ones, bit for bit")
-    budgets = recipe.gate.model_dump(exclude_none=True)
-    for name, value in budgets.items():
+    for name, value in recipe.gate.bounds().items():
         bound, metric = ("at least", name.removesuffix("_min")) if name.endswith("_min") else ("at most", name[:-4])
-        checks.append(f"{metric.replace('_', ' ')} {bound} {value:g}")
+        checks.append(f"{metric.replace('_', ' ')} {bound} {value}")
     if target.execution.here == "reference":
         checks.append("latency and memory are not measured: " + target.execution.statement)
     return tuple(checks)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Verbose
+from edgeport.cli.options import AsJson, Debug, Full, Quick, Verbose, check_effort
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,9 +124,8 @@ def export(
     samples: Annotated[
         int, typer.Option(min=4, help="Real inputs to compare on (a compressed folder has its own).")
     ] = 64,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")
-    ] = False,
+    quick: Quick = False,
+    full: Full = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -147,6 +146,7 @@ def export(
     from edgeport.pipeline import ExportRequest
     from edgeport.target import load_target
 
+    check_effort(quick, full)
     request = ExportRequest(
         model=model,
         target=load_target(target),
@@ -165,6 +165,7 @@ def export(
         ort_format=ort_format,
         samples=samples,
         quick=quick,
+        full=full,
     )
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("start")

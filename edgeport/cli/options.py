@@ -11,3 +11,16 @@ AsJson = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries below print, on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; implies --verbose.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")]
+Full = Annotated[
+    bool,
+    typer.Option("--full", help="A valid latency run: 1024 calls and 60 s at least. A latency budget implies it."),
+]
+
+
+def check_effort(quick: bool, full: bool) -> None:
+    """Raise BadInputError where both are asked for."""
+    from edgeport.errors import BadInputError
+
+    if quick and full:
+        raise BadInputError("A latency run is either short or valid.", where="--quick --full", allowed="one of them")

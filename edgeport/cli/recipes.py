@@ -30,11 +30,10 @@ def _draw(console: Console, recipes: list[Recipe]) -> None:
 
     table = listing("name", "what it does", "the gate demands")
     for recipe in recipes:
-        budgets = recipe.gate.model_dump(exclude_none=True)
         table.add_row(
             f"[bold]{recipe.name}[/bold]",
             recipe.summary,
-            "\n".join(f"{name} {value:g}" for name, value in budgets.items()),
+            "\n".join(f"{name} {value}" for name, value in recipe.gate.bounds().items()),
         )
     console.print(table)
 

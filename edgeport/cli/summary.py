@@ -50,7 +50,11 @@ def _latency(evidence: Mapping[str, Any]) -> str:
     latency = evidence.get("latency")
     if not latency:
         return evidence.get("latency_absent") or NOT_MEASURED
-    text = f"{latency['ratio']['mean']:.2f}x of fp32 (p50 {latency['p50_ms']:.1f} ms, {latency['threads']} thread)"
+    ratio = latency.get("ratio")
+    text = "" if ratio is None else f"{ratio['mean']:.2f}x of fp32, "
+    text += f"p50 {latency['p50_ms']:.1f} ms, p90 {latency['p90_ms']:.1f} ms, {latency['threads']} thread"
+    if latency.get("cpu_ratio"):
+        text += f"; processor time {latency['cpu_ratio']['mean']:.2f}x"
     return text if latency["valid"] else f"{text}; not valid: {latency['note']}"
 
 

@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Verbose
+from edgeport.cli.options import AsJson, Debug, Full, Quick, Verbose, check_effort
 
 
 def validate(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="A folder that `edgeport export` wrote.", show_default=False)
     ],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")
-    ] = False,
+    quick: Quick = False,
+    full: Full = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -34,9 +33,10 @@ def validate(
     from edgeport.cli.summary import draw_evidence
     from edgeport.pipeline import validate_bundle
 
+    check_effort(quick, full)
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("start")
-        result = validate_bundle(bundle, quick=quick, progress=watcher)
+        result = validate_bundle(bundle, quick=quick, full=full, progress=watcher)
     document = {
         "bundle": str(bundle),
         "exit_code": result.exit_code,

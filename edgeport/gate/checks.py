@@ -212,30 +212,28 @@ def _generation_checks(measurements: Measurements) -> list[Check]:
 def _latency_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
     latency = measurements.latency
     absent = measurements.latency_absent or "no reason is recorded"
-    wall: list[tuple[str, float, str, Interval | None]] = []
-    if budgets.latency_ratio_max is not None:
-        wall.append(("latency_ratio_max", budgets.latency_ratio_max, "", latency.ratio if latency else None))
-    if budgets.latency_p90_max is not None:
-        p90 = milliseconds(budgets.latency_p90_max)
-        wall.append(("latency_p90_max", p90, "ms", latency.p90 if latency else None))
     checks = []
-    for metric, allowed, unit, interval in wall:
-        if latency is None:
-            checks.append(unmeasured(metric, allowed, absent, unit=unit))
-        elif not latency.valid:
-            checks.append(
-                unmeasured(metric, allowed, f"the run is not valid: {latency.note}", MEASURE_ADVICE, unit=unit)
-            )
-        elif interval is None:
-            checks.append(
-                unmeasured(metric, allowed, "the evidence is older than this metric", MEASURE_ADVICE, unit=unit)
-            )
-        else:
-            judged = bound(metric, interval.mean, allowed, EXIT_LATENCY, unit=unit, interval=interval)
-            checks.append(settled(judged, MEASURE_ADVICE))
-    if budgets.cpu_ratio_max is not None:
-        checks.append(_cpu_check(latency, absent, budgets.cpu_ratio_max))
+    if (allowed := budgets.latency_ratio_max) is not None:
+        why = absent if latency is None else NO_BASELINE
+        checks.append(_wall_check("latency_ratio_max", latency, latency and latency.ratio, allowed, "", why))
+    if budgets.latency_p90_max is not None:
+        why = absent if latency is None else "the evidence is older than this metric"
+        most = milliseconds(budgets.latency_p90_max)
+        checks.append(_wall_check("latency_p90_max", latency, latency and latency.p90, most, "ms", why))
+    if (allowed := budgets.cpu_ratio_max) is not None:
+        checks.append(_cpu_check(latency, absent, allowed))
     return checks
+
+
+def _wall_check(
+    metric: str, latency: Latency | None, interval: Interval | None, allowed: float, unit: str, why: str
+) -> Check:
+    """Wall time is judged of a valid run only."""
+    if latency is None or interval is None:
+        return unmeasured(metric, allowed, why, unit=unit)
+    if not latency.valid:
+        return unmeasured(metric, allowed, f"the run is not valid: {latency.note}", MEASURE_ADVICE, unit=unit)
+    return settled(bound(metric, interval.mean, allowed, EXIT_LATENCY, unit=unit, interval=interval), MEASURE_ADVICE)
 
 
 def _cpu_check(latency: Latency | None, absent: str, allowed: float) -> Check:
@@ -243,7 +241,8 @@ def _cpu_check(latency: Latency | None, absent: str, allowed: float) -> Check:
     if latency is None:
         return unmeasured("cpu_ratio_max", allowed, absent)
     if latency.cpu_ratio is None:
-        return unmeasured("cpu_ratio_max", allowed, f"{latency.queries} calls are too few", MEASURE_ADVICE)
+        why = NO_BASELINE if latency.ratio is None else f"{latency.queries} calls are too few"
+        return unmeasured("cpu_ratio_max", allowed, why, MEASURE_ADVICE)
     interval = latency.cpu_ratio
     return settled(bound("cpu_ratio_max", interval.mean, allowed, EXIT_LATENCY, interval=interval), MEASURE_ADVICE)
 

@@ -7,7 +7,7 @@ import math
 from edgeport.budgets import CONFIDENCE, Regression
 from edgeport.errors import EXIT_LATENCY, EXIT_MEMORY, EXIT_NOT_VALID, EXIT_PARITY, EXIT_SIZE
 from edgeport.gate.accuracy import drop_check, main_metrics, margin_of, refused
-from edgeport.validate.evidence import Check, DataRecord, Interval, Latency, Measurements, TaskScore
+from edgeport.validate.evidence import Check, DataRecord, Interval, Measurements, TaskScore
 from edgeport.validate.tasks import difference_of
 
 PREFIX = "regression."
@@ -131,15 +131,14 @@ def _latency(new: Measurements, old: Measurements, budget: Regression, notes: li
     """Relative to fp32 then and now: so the two may have been measured on two days, and on two machines."""
     metric, allowed = "latency_growth_max", budget.latency_growth_max
     was, now = old.latency, new.latency
-    if was is None or not was.valid:
+    if was is None or not was.valid or was.ratio is None:
         notes.append("latency: the older bundle has no valid run")
         return []
-    if now is None or not now.valid:
-        why = new.latency_absent or "no reason is recorded" if now is None else f"the run is not valid: {now.note}"
-        return [_lost(metric, None, allowed, why)]
+    if now is None or not now.valid or now.ratio is None:
+        return [_lost(metric, None, allowed, _why_no_latency(new))]
     if (now.threads, now.input_shapes) != (was.threads, was.input_shapes):
         return [_lost(metric, None, allowed, "threads or input shapes are not the same")]
-    interval = growth_of_ratio(now, was)
+    interval = growth_of_ratio(now.ratio, was.ratio)
     check = _growth(metric, interval.mean, allowed, EXIT_LATENCY, interval)
     if interval.low <= allowed < interval.high:
         changes = {"passed": False, "undecided": True, "exit_code": EXIT_NOT_VALID, "advice": AGAIN}
@@ -147,20 +146,21 @@ def _latency(new: Measurements, old: Measurements, budget: Regression, notes: li
     return [check]
 
 
-def growth_of_ratio(now: Latency, was: Latency) -> Interval:
-    """Interval of now.ratio / was.ratio - 1; the two runs are independent, so their errors add in squares (of logs)."""
-    center = math.log(now.ratio.mean / was.ratio.mean)
+def _why_no_latency(new: Measurements) -> str:
+    if new.latency is None:
+        return new.latency_absent or "no reason is recorded"
+    if not new.latency.valid:
+        return f"the run is not valid: {new.latency.note}"
+    return "there is no fp32 artifact of the same runtime"
 
-    def half(side: str, other: str) -> float:
-        parts = (
-            math.log(getattr(now.ratio, side) / now.ratio.mean),
-            math.log(getattr(was.ratio, other) / was.ratio.mean),
-        )
-        return math.hypot(*parts)
 
-    low, high = center - half("low", "high"), center + half("high", "low")
-    count = min(now.ratio.n, was.ratio.n)
-    return Interval(mean=math.expm1(center), low=math.expm1(low), high=math.expm1(high), n=count)
+def growth_of_ratio(now: Interval, was: Interval) -> Interval:
+    """Interval of now / was - 1; the two runs are independent, so their errors add in squares (of logarithms)."""
+    center = math.log(now.mean / was.mean)
+    below = math.hypot(math.log(now.low / now.mean), math.log(was.high / was.mean))
+    above = math.hypot(math.log(now.high / now.mean), math.log(was.low / was.mean))
+    ends = (math.expm1(value) for value in (center, center - below, center + above))
+    return Interval(**dict(zip(("mean", "low", "high"), ends, strict=True)), n=min(now.n, was.n))
 
 
 def _memory(new: Measurements, old: Measurements, budget: Regression, notes: list[str]) -> list[Check]:

@@ -174,7 +174,7 @@ class Noise(Strict):
 class Latency(Strict):
     """Latency as MLPerf's single stream measures it: the next call when the last is done, measured p90.
 
-    Calls alternate with those of the fp32 artifact of the same runtime.
+    Calls alternate with those of the fp32 artifact of the same runtime; without one, what needs it is None.
 
     Attributes:
         queries: timed calls of each of the two artifacts; seconds: of this one's calls together.
@@ -199,10 +199,10 @@ class Latency(Strict):
     p90_ms: float
     p90: Interval | None = None
     cpu_ms: float
-    baseline_p50_ms: float
-    baseline_p90_ms: float
+    baseline_p50_ms: float | None
+    baseline_p90_ms: float | None
     baseline_cpu_ms: float | None = None
-    ratio: Interval
+    ratio: Interval | None
     cpu_ratio: Interval | None = None
     outliers: float = 0.0
     noise: Noise | None = None
