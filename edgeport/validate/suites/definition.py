@@ -38,6 +38,18 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 """What each kind needs of a row."""
 
+NEEDS: dict[Kind, str] = {
+    "language_modelling": "a causal language model",
+    "next_word": "a causal language model",
+    "multiple_choice": "a causal language model",
+    "text_classification": "a text encoder or a text classifier",
+    "similarity": "a text encoder",
+    "retrieval": "a text encoder",
+    "image_classification": "an image classifier",
+    "custom": "a model that takes a text",
+}
+"""Which models a kind can be asked of."""
+
 Reader = Literal[
     "jsonl", "csv", "images", "social_iqa", "labelled_sentences", "intents", "document_pairs", "dialogues", "passages"
 ]
@@ -72,7 +84,7 @@ class Suite(Strict):
     reader: Reader = "jsonl"
     data: str | None = None
     package: PinnedPackage | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     label_pattern: str | None = None
     training: Slice | None = None
     evaluation: Slice

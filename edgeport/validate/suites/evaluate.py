@@ -8,23 +8,11 @@ from collections.abc import Collection
 from edgeport.errors import BadInputError
 from edgeport.packages import Progress
 from edgeport.validate.evidence import TaskScore
-from edgeport.validate.suites.definition import Kind, Suite, load_suite, suite_names
+from edgeport.validate.suites.definition import NEEDS, Suite, load_suite, suite_names
 from edgeport.validate.suites.kinds import Asked, Scores, Watch
 from edgeport.validate.suites.rows import load_rows
 from edgeport.validate.suites.subject import Subject, Traits
 from edgeport.validate.tasks import score_task
-
-NEEDS: dict[Kind, str] = {
-    "language_modelling": "a causal language model",
-    "next_word": "a causal language model",
-    "multiple_choice": "a causal language model",
-    "text_classification": "a text encoder or a text classifier",
-    "similarity": "a text encoder",
-    "retrieval": "a text encoder",
-    "image_classification": "an image classifier",
-    "custom": "a model that takes a text",
-}
-"""Which models a kind can be asked of."""
 
 
 def fits(suite: Suite, traits: Traits) -> bool:
@@ -83,6 +71,22 @@ def evaluate(
     )
 
 
+def calibrated_on(card: str | None) -> frozenset[str]:
+    """The texts, or the names of the pictures, of a data card's calibration slice; empty for other data."""
+    from edgeport.data.cards import card_names, load_card
+    from edgeport.data.images import split_pictures
+    from edgeport.data.text import read_texts
+
+    if card is None or card not in card_names():
+        return frozenset()
+    data = load_card(card)
+    if data.kind == "text":
+        return frozenset(read_texts(data, data.fetch(), "calibration"))
+    if data.kind == "image":
+        return frozenset(path.name for path in split_pictures(data, data.fetch(), "calibration"))
+    return frozenset()
+
+
 def check_fits(suite: Suite, traits: Traits) -> None:
     """Refuse a suite that can't be asked of the model.
 
@@ -95,5 +99,3 @@ def check_fits(suite: Suite, traits: Traits) -> None:
             where="--suite",
             allowed=[*fitting_suites(traits), "or a suite of your own"],
         )
-
-

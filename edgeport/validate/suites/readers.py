@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_files(reader: Reader, files: Sequence[Path], label_pattern: str | None 
     """All rows, in the order of the files.
 
     Args:
-        files: sorted; for the reader "images" pictures, or folders that hold them.
+        files: sorted.
 
     Raises:
         BadInputError: a file is missing, or is not what the reader expects.
@@ -54,9 +55,7 @@ def table(path: Path) -> Iterator[Row]:
 
 def images(files: Sequence[Path], label_pattern: str | None) -> list[Row]:
     """Pictures; the class is in the file's name, or is the place of its folder among its sorted siblings."""
-    found = [path for path in files if path.is_file()]
-    found += [path for folder in files if folder.is_dir() for path in sorted(folder.rglob("*")) if path.is_file()]
-    pictures = [path for path in found if path.suffix.lower() in PICTURES]
+    pictures = [path for path in files if path.suffix.lower() in PICTURES]
     if label_pattern is None:
         classes = sorted({path.parent.name for path in pictures})
         return [{"path": path, "label": classes.index(path.parent.name)} for path in pictures]
@@ -148,47 +147,55 @@ EXPANSIONS = 6
 
 def _spread(template: str, rules: Mapping[str, str], slots: Mapping[str, Any]) -> list[str]:
     """Some sentences of a template: each takes other alternatives than the ones before."""
-    return [_expand(template, turn, rules, slots, 0) for turn in range(EXPANSIONS)]
+    return [_expand(template, random.Random(turn), rules, slots, 0) for turn in range(EXPANSIONS)]
 
 
-def _expand(template: str, turn: int, rules: Mapping[str, str], slots: Mapping[str, Any], depth: int) -> str:
-    """One sentence; `turn` chooses among alternatives, innermost first."""
+def _expand(
+    template: str, chance: random.Random, rules: Mapping[str, str], slots: Mapping[str, Any], depth: int
+) -> str:
+    """One sentence; alternatives are chosen innermost first."""
     if depth > 20:
         raise ValueError(f"the rules of {template!r} name each other")
 
     def rule(match: re.Match[str]) -> str:
-        return _expand(rules[match[1]], turn, rules, slots, depth + 1)
+        return _expand(rules[match[1]], chance, rules, slots, depth + 1)
 
     text = re.sub(r"<([^<>]+)>", rule, template)
-    place = 0
 
     def choose(match: re.Match[str]) -> str:
-        nonlocal place
-        place += 1
         inside = match[2].split("|")
         options = [*inside, ""] if match[1] == "[" else inside
-        return options[(turn * (place + 1) + place) % len(options)]
+        return options[_below(chance, len(options))]
 
     pattern = re.compile(r"([\[(])([^\[\]()]*)[\])]")
     while pattern.search(text):
         text = pattern.sub(choose, text)
 
     def fill(match: re.Match[str]) -> str:
-        return _expand(_value(match[1], turn, slots), turn, rules, slots, depth + 1)
+        return _expand(_value(match[1], chance, slots), chance, rules, slots, depth + 1)
 
     return re.sub(r"\{([^{}]+)\}", fill, text)
 
 
-def _value(slot: str, turn: int, slots: Mapping[str, Any]) -> str:
-    """A value of a slot, itself a template; a place or a thing where any words may stand there."""
+def _below(chance: random.Random, count: int) -> int:
+    """A number below `count`; `random()` is the one method whose sequence Python keeps from version to version."""
+    return int(chance.random() * count)
+
+
+WILD = ("kitchen", "hallway lamp", "office", "garden", "bedroom", "front door")
+"""What stands where any words may."""
+
+
+def _value(slot: str, chance: random.Random, slots: Mapping[str, Any]) -> str:
+    """A value of a slot, itself a template."""
     known = slots.get(slot.partition(":")[0], {})
     if "values" in known:
-        value = known["values"][turn % len(known["values"])]
+        value = known["values"][_below(chance, len(known["values"]))]
         return value if isinstance(value, str) else str(value["in"])
     if "range" in known:
         start, stop = int(known["range"]["from"]), int(known["range"]["to"])
-        return str(start + (7 * turn + 3) % (stop - start + 1))
-    return ("kitchen", "hallway lamp", "office", "garden", "bedroom", "front door")[turn % 6]
+        return str(start + _below(chance, stop - start + 1))
+    return WILD[_below(chance, len(WILD))]
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

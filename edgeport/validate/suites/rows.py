@@ -49,7 +49,7 @@ def suite_files(suite: Suite, folder: Path, progress: Progress | None = None) ->
     if not path.exists():
         raise BadInputError("The suite's data is not there.", where=path, next_step="Correct 'data' in the suite.")
     if suite.reader == "images":
-        return [path]
+        return sorted(each for each in path.rglob("*") if each.is_file())
     return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
 
 
@@ -65,7 +65,7 @@ def load_rows(
 
     Args:
         quick: only the first `suite.quick` rows of the evaluation slice.
-        calibration: texts that the artifact was calibrated on; a suite must not be measured on them.
+        calibration: texts, or names of pictures, that the artifact was calibrated on; a suite must not hold them.
 
     Raises:
         BadInputError: no rows, a column is missing or wrong, or rows are calibration data.
@@ -159,9 +159,10 @@ def _apart(suite: Suite, rows: Sequence[Row], calibration: Collection[str]) -> N
     known = {_plain(text) for text in calibration}
     for row in rows:
         for value in row.values():
-            if isinstance(value, str) and _plain(value) in known:
+            text = value.name if isinstance(value, Path) else str(value)
+            if _plain(text) in known:
                 raise BadInputError(
-                    f"The suite would be measured on a text that the artifact was calibrated on: {value[:60]!r}.",
+                    f"The suite would be measured on what the artifact was calibrated on: {text[:60]!r}.",
                     where=f"suite {suite.name}",
                     next_step="Calibrate on other data, or take these rows out of the suite.",
                 )
@@ -175,10 +176,7 @@ def _record(suite: Suite, files: Sequence[Path], rows: Sequence[Row]) -> DataRec
     if suite.package is not None:
         hashes = dict(suite.package.members)
     else:
-        every = [each for path in files for each in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-        hashes = {each.name: hash_file(each) for each in every if each.is_file()}
+        hashes = {path.name: hash_file(path) for path in files}
     part = suite.evaluation
     words = f"suite {suite.name}, rows {part.start} to {part.start + len(rows)} after a shuffle with seed {SEED}"
-    return DataRecord(
-        name=suite.name, real=True, sha256=hashes, slice=words, licence=suite.licence, samples=len(rows)
-    )
+    return DataRecord(name=suite.name, real=True, sha256=hashes, slice=words, licence=suite.licence, samples=len(rows))

@@ -118,7 +118,8 @@ class Subject:
         Raises:
             BadInputError: the file is no picture.
         """
-        assert self.traits.image is not None and self.session is not None
+        assert self.traits.image is not None
+        assert self.session is not None
         values = preprocess_image(open_image(path), self.traits.image)
         outputs = self.session.run({self.inputs[0].name: values})
         scores: np.ndarray = next(iter(outputs.values()))[0]

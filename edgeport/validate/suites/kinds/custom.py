@@ -18,8 +18,8 @@ Function = Callable[[Mapping[str, Any], Mapping[str, "np.ndarray"]], float]
 def score(asked: Asked) -> Scores:
     """What the function gives for each row, in the suite's unit.
 
-    The function is called as `function(row, outputs)`, with the row as the data has it and every output of the model for
-    the row's `text` by name.
+    The function is called as `function(row, outputs)`, with the row as the data has it and every output of the model
+    for the row's `text` by name.
 
     Raises:
         BadInputError: the function can't be imported or fails, or a row has no text.

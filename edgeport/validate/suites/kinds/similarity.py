@@ -6,8 +6,13 @@ contribute to the correlation is their score (Tukey's jackknife pseudo-values).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgeport.validate.paired import pseudo_values
 from edgeport.validate.suites.kinds import Asked, Scores
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def score(asked: Asked) -> Scores:
@@ -34,7 +39,7 @@ def score(asked: Asked) -> Scores:
     return Scores("pearson", "correlation", scores[0].tolist(), scores[1].tolist(), chance=0.0)
 
 
-def _pearson(a, b):  # type: ignore[no-untyped-def]
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's correlation of two float64 (n,)."""
     import numpy as np
 

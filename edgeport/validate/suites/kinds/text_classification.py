@@ -1,7 +1,7 @@
 """Classes of texts: by the model's own head, or by a logistic regression on its embeddings.
 
-The regression is fitted on the *original's* embeddings of the training rows and then asked about both models' embeddings:
-an app that ships the artifact keeps the classifier that it has. It is scikit-learn's, with L2 regularization.
+The regression is fitted on the *original's* embeddings of the training rows and then asked about both models': an app
+that ships the artifact keeps the classifier that it has. It is scikit-learn's, with L2 regularization.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from edgeport.errors import BadInputError
 from edgeport.validate.suites.kinds import Asked, Scores, right
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeport.validate.suites.subject import Subject
 
 STRENGTH = 10.0
@@ -48,20 +50,23 @@ def _own_classes(asked: Asked, labels: list[str]) -> Answer:
     """The class that the model's head scores highest, as its name or its index, whichever the suite uses."""
     import numpy as np
 
-    names = asked.original.traits.labels
-    if all(label in names for label in labels):
-        known = names
-    else:
-        known = tuple(str(index) for index in range(len(names)))
-        for label in labels:
-            if label not in known:
-                raise BadInputError(
-                    f"The model has no class {label!r}.", where=f"suite {asked.suite.name}", allowed=[*names, *known]
-                )
     most = asked.most_tokens
 
+    def scores_of(subject: Subject, text: str) -> np.ndarray:
+        scores: np.ndarray = subject.run_text(text, most)["logits"][0]
+        return scores
+
+    names = asked.original.traits.labels
+    indices = tuple(str(index) for index in range(len(scores_of(asked.original, asked.rows.evaluation[0]["text"]))))
+    known = names if set(labels) <= set(names) else indices
+    for label in labels:
+        if label not in known:
+            raise BadInputError(
+                f"The model has no class {label!r}.", where=f"suite {asked.suite.name}", allowed=[*names, *indices]
+            )
+
     def answer(subject: Subject, text: str) -> str | None:
-        scores = subject.run_text(text, most)["logits"][0]
+        scores = scores_of(subject, text)
         return known[int(scores.argmax())] if bool(np.isfinite(scores).all()) else None
 
     return answer
@@ -70,7 +75,7 @@ def _own_classes(asked: Asked, labels: list[str]) -> Answer:
 def _fitted(asked: Asked) -> Answer:
     """A regression on the original's embeddings."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     training, most = asked.rows.training, asked.most_tokens
     labels = [str(row["label"]) for row in training]
