@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from edgeport.restructuring import PruneVocabulary
     from edgeport.target import Target
 
-StageName = Literal[
-    "load", "reference", "restructure", "compress", "scales", "lower", "baseline", "validate", "bundle"
-]
+StageName = Literal["load", "reference", "restructure", "compress", "scales", "lower", "baseline", "validate", "bundle"]
 
 
 class Progress(Protocol):
@@ -71,6 +69,7 @@ class ExportRequest:
         reference_bytes: most bytes of reference outputs; at least four samples are kept whatever they take.
         quick: a short latency run, flagged not valid; full: one that is valid by MLPerf's measure, which a recipe with
             a latency budget asks for anyway.
+        suites: to run beside those that the recipe has budgets on.
     """
 
     model: str
@@ -91,6 +90,7 @@ class ExportRequest:
     samples: int = 64
     quick: bool = False
     full: bool = False
+    suites: tuple[str, ...] = ()
     reference_bytes: int = 400_000_000
 
 

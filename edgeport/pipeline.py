@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeport import suites
 from edgeport.job import ExportRequest, Job, Progress, Silent, StageName, check_resources, make_plan, prepare
 from edgeport.storage import cache_root, canonical_json, hash_file, read_json
 
@@ -406,6 +407,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     check_destination(request.output, force=request.force)
     job = prepare(request, progress)
     check_finite(job.model.module)
+    suites.check(job)
     planned = make_plan(job)
     check_resources(planned)
     for warning in planned.warnings:
@@ -420,9 +422,11 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     baseline = _lower("baseline", job.baseline_key, job.baseline_model, job, job.baseline_settings, progress)
     measured = _measure(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
+    tasks = suites.ask(job, artifact, None if calibration is None else calibration.name, progress)
+
     progress.stage("bundle", str(request.output))
     measurements = Measurements(**read_json(measured / "measurements.json"))
-    measurements = measurements.model_copy(update={"memory_plan": device})
+    measurements = measurements.model_copy(update={"memory_plan": device, "tasks": tasks})
     cost = compression_cost(job)
     if cost is not None:
         measurements = measurements.model_copy(update={"compression": CompressionCost(**asdict(cost))})
@@ -452,7 +456,13 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
 
 
 def validate_bundle(
-    bundle: Path, *, quick: bool = False, full: bool = False, progress: Progress | None = None
+    bundle: Path,
+    *,
+    names: Sequence[str] = (),
+    original: str | None = None,
+    quick: bool = False,
+    full: bool = False,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Measure a bundle again on this machine, from what it carries: its files, golden vectors and hashes.
 
@@ -460,6 +470,8 @@ def validate_bundle(
     evidence of the export.
 
     Args:
+        names: suites to run beside those that the recipe has budgets on.
+        original: the model that the bundle was made of, for the suites; of the zoo it need not be named.
         quick: a short latency run, flagged not valid; full: one that is valid by MLPerf's measure, as a recipe
             with a latency budget asks for anyway.
 
@@ -504,7 +516,8 @@ def validate_bundle(
         measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
     if found.evidence is not None:
         measurements = measurements.model_copy(update={"memory_plan": found.evidence.memory_plan})
-    evidence = conclude(measurements, manifest.recipe.gate)
+    tasks = suites.ask_bundle(found, names, original, quick=quick, progress=progress)
+    evidence = conclude(measurements.model_copy(update={"tasks": tasks}), manifest.recipe.gate)
     return ExportResult(
         bundle=bundle,
         manifest=manifest.to_json(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Full, Quick, Verbose, check_effort
+from edgeport.cli.options import AsJson, Debug, Full, Quick, Suites, Verbose, check_effort
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,6 +124,7 @@ def export(
     samples: Annotated[
         int, typer.Option(min=4, help="Real inputs to compare on (a compressed folder has its own).")
     ] = 64,
+    suite: Suites = None,
     quick: Quick = False,
     full: Full = False,
     as_json: AsJson = False,
@@ -137,6 +138,7 @@ def export(
       edgeport export zoo:minilm --target android-arm64-ort -o out/minilm
       edgeport export ./my-hf-model -t ios18-coreml --recipe int8 --enumerate 32,64,128 -o out/mine
       edgeport export my_package.models:make_net -t raspberry-pi-5-executorch -r fp32 -o out/net
+      edgeport export zoo:minilm -t android-arm64-ort --suite sentiment --suite intents -o out/minilm
       edgeport export zoo:smollm2 -t android-arm64-ort -r int4 -o out/lm --dry-run
       edgeport export out/minilm-int8 -t ios18-coreml -o out/bundle      # what `edgeport compress` wrote
 
@@ -166,6 +168,7 @@ def export(
         samples=samples,
         quick=quick,
         full=full,
+        suites=tuple(suite or ()),
     )
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("start")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli import chat, compress, doctor, export, gate, inspect, recipes, run, targets, validate, zoo
+from edgeport.cli import chat, compress, doctor, export, gate, inspect, recipes, run, suites, targets, validate, zoo
 from edgeport.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, EdgeportError
 
 EXIT_INTERRUPTED = 130
@@ -52,6 +52,7 @@ app.command("chat", short_help="Chat with a bundle's language model.")(chat.chat
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)
 app.add_typer(targets.app, name="targets", short_help="Where a model can be sent.")
 app.add_typer(recipes.app, name="recipes", short_help="What can be done to a model.")
+app.command("suites", short_help="What a model can be asked, original and file alike.")(suites.suites)
 app.add_typer(zoo.app, name="zoo", short_help="Real models to try it with.")
 app.command("doctor", short_help="Check this installation.")(doctor.doctor)
 

@@ -11,10 +11,26 @@ AsJson = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries below print, on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; implies --verbose.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A short latency run; its figure is marked as not valid.")]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="A short latency run, whose figure is marked as not valid, and few rows of each suite."
+    ),
+]
 Full = Annotated[
     bool,
     typer.Option("--full", help="A valid latency run: 1024 calls and 60 s at least. A latency budget implies it."),
+]
+
+
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        metavar="SUITE",
+        help="A name of `edgeport suites`, or a .toml file; may be given several times. Budgets on a suite imply it.",
+        show_default=False,
+    ),
 ]
 
 

@@ -147,6 +147,7 @@ def _tasks(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         if task["difference"] is not None:
             found = task["difference"]
             words += f", difference {found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+            words += f"; of {task['n']} {task['worse']} are worse, {task['better']} better"
         if task["baseline_problem"] is not None:
             words += f"; {task['baseline_problem']}"
         rows.append((f"{task['suite']}: {task['metric']}", words))

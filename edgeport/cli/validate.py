@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Full, Quick, Verbose, check_effort
+from edgeport.cli.options import AsJson, Debug, Full, Quick, Suites, Verbose, check_effort
 
 
 def validate(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="A folder that `edgeport export` wrote.", show_default=False)
     ],
+    suite: Suites = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that the bundle was made of, for suites.", show_default="the manifest's, in the zoo"
+        ),
+    ] = None,
     quick: Quick = False,
     full: Full = False,
     as_json: AsJson = False,
@@ -26,6 +33,7 @@ def validate(
     Examples:
       edgeport validate out/minilm
       edgeport validate out/minilm --json > evidence-of-this-machine.json
+      edgeport validate out/minilm --suite sentiment --suite intents
 
     A changed, missing or additional file ends with exit code 2 and its name.
     """
@@ -36,7 +44,9 @@ def validate(
     check_effort(quick, full)
     with working(verbose=verbose or debug) as watcher:
         watcher.stage("start")
-        result = validate_bundle(bundle, quick=quick, full=full, progress=watcher)
+        result = validate_bundle(
+            bundle, names=tuple(suite or ()), original=original, quick=quick, full=full, progress=watcher
+        )
     document = {
         "bundle": str(bundle),
         "exit_code": result.exit_code,

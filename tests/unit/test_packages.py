@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -54,6 +56,29 @@ def test_members_that_lead_outside_are_refused_by_the_pin_and_by_the_archive(tmp
     with pytest.raises(BadInputError, match="outside"):
         extract_members(wheel, {member: sha256(CONTENT)}, tmp_path / "deep" / "out")
     assert [p.name for p in tmp_path.rglob("*")] == ["w.whl"]
+
+
+def test_a_tar_file_of_npm_is_read_like_a_wheel_and_its_links_are_not_followed_outside(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENT)
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as archive:
+        entry = tarfile.TarInfo("package/a.json")
+        entry.size = len(CONTENT)
+        archive.addfile(entry, io.BytesIO(CONTENT))
+        link = tarfile.TarInfo("package/link.json")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        archive.addfile(link)
+    extract_members(tmp_path / "p.tgz", {"package/a.json": sha256(CONTENT)}, tmp_path / "out")
+    assert (tmp_path / "out/package/a.json").read_bytes() == CONTENT
+    for missing in ("package/link.json", "package/none.json"):
+        with pytest.raises(BadInputError, match="lacks a file"):
+            extract_members(tmp_path / "p.tgz", {missing: sha256(CONTENT)}, tmp_path / "out")
+
+
+def test_packages_of_two_registries_with_one_name_are_kept_apart() -> None:
+    wheel, tar = pinned(), pinned(registry="npm")
+    assert (wheel.requirement, tar.requirement) == ("toy==1.0", "toy@1.0")
+    assert wheel.folder != tar.folder
 
 
 def test_a_member_with_other_content_is_refused_and_not_left_behind(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from edgeport.errors import TargetRefusesError, first_line
+from edgeport.export.executorch.cache import most_tokens
 from edgeport.export.executorch.decoder import (
     HIDDEN_SCORE,
     LOGITS,
@@ -28,7 +29,6 @@ from edgeport.export.executorch.decoder import (
     TOKENS,
     TRACED_TOKENS,
     constant_methods,
-    most_tokens,
 )
 from edgeport.export.executorch.fewer_delegates import averaging_row, means_as_products, tidy
 from edgeport.export.executorch.native import with_native_weights

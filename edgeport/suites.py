@@ -1,0 +1,163 @@
+"""Suites of an export and of a bundle: which ones, on which two models, and what of it is already known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeport.errors import BadInputError
+from edgeport.job import Job, Progress
+from edgeport.storage import canonical_json, hash_file, hash_value, read_json
+
+if TYPE_CHECKING:
+    from edgeport.budgets import Budgets
+    from edgeport.bundle.read import Bundle
+    from edgeport.export.artifact import Artifact
+    from edgeport.validate.evidence import TaskScore
+
+
+def wanted(asked: Sequence[str], budgets: Budgets) -> tuple[str, ...]:
+    """The suites to run: those asked for, and those that a budget is on. Each once, in this order."""
+    from edgeport.budgets import EVERY_SUITE
+
+    return tuple(dict.fromkeys([*asked, *(name for name in budgets.accuracy if name != EVERY_SUITE)]))
+
+
+def check(job: Job) -> None:
+    """Refuse suites that can't be asked of the model, before anything long starts.
+
+    Raises:
+        BadInputError: there is no such suite, it is for other models, or the original is not here.
+    """
+    from edgeport.validate.suites.definition import load_suite
+    from edgeport.validate.suites.evaluate import check_fits
+    from edgeport.validate.suites.subject import traits_of
+
+    names = wanted(job.request.suites, job.request.recipe.gate)
+    for name in names:
+        check_fits(load_suite(name)[0], traits_of(job.uncached))
+    if names and job.compressed is not None:
+        raise BadInputError(
+            "A suite compares with the original, which is not in a compressed folder.",
+            where="--suite",
+            next_step="Export without suites, then run `edgeport validate BUNDLE --suite NAME --original MODEL`.",
+        )
+
+
+def ask(job: Job, artifact: Artifact, calibration: str | None, progress: Progress) -> tuple[TaskScore, ...]:
+    """Run the suites of an export. Each is a stage of its own, so that an interrupted run goes on with the next.
+
+    Args:
+        calibration: name of the data card that the artifact was calibrated on.
+
+    Raises:
+        BadInputError: a suite's rows can't be fetched, are wrong, or are calibration data.
+    """
+    from edgeport.stages import run_stage, stage_key
+    from edgeport.validate.evidence import TaskScore
+    from edgeport.validate.suites.definition import load_suite
+    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
+    from edgeport.validate.suites.rows import suite_files
+    from edgeport.validate.suites.subject import Subject, of_artifact, of_model
+
+    names = wanted(job.request.suites, job.request.recipe.gate)
+    if not names or job.request.target.execution.here == "none":
+        return ()
+    known = calibrated_on(calibration)
+
+    @cache
+    def subjects() -> tuple[Subject, Subject]:
+        """The two models, loaded when a suite is not in the stage cache."""
+        original = of_model(job.uncached)
+        return original, of_artifact(artifact, original.traits, lengths=job.sequences)
+
+    found = []
+    for name in names:
+        suite, folder = load_suite(name)
+        progress.stage("validate", f"suite {suite.name}: {suite.title}")
+        files = suite_files(suite, folder, progress.message)
+        inputs = {
+            "suite": suite.model_dump(mode="json"),
+            "data": [hash_file(path) for path in files if path.is_file()],
+            "original": job.uncached_key,
+            "artifact": job.lower_key,
+            "quick": job.request.quick,
+            "calibration": hash_value(sorted(known)),
+        }
+
+        def make(out: Path, name: str = name) -> None:
+            score = evaluate(
+                name,
+                *subjects(),
+                quick=job.request.quick,
+                calibration=known,
+                watch=progress.update,
+                progress=progress.message,
+            )
+            (out / "score.json").write_text(canonical_json(score.model_dump(mode="json")))
+
+        stored = run_stage("suite", stage_key("suite", inputs), make, report=progress.message)
+        found.append(TaskScore(**read_json(stored / "score.json")))
+    return tuple(found)
+
+
+def ask_bundle(
+    bundle: Bundle, names: Sequence[str], original: str | None, *, quick: bool, progress: Progress
+) -> tuple[TaskScore, ...]:
+    """Run suites on a bundle and on the model that it was made of.
+
+    Args:
+        names: suites beside those that the recipe has budgets on.
+        original: the model as `edgeport export` was given it; None takes what the manifest names, if it is the zoo's.
+
+    Raises:
+        BadInputError: the original is not there, or is not the one that the bundle was made of.
+    """
+    from edgeport.model.load import load_model
+    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
+    from edgeport.validate.suites.subject import of_artifact, of_model
+
+    manifest = bundle.manifest
+    names = wanted(names, manifest.recipe.gate)
+    if not names or manifest.target.execution.here == "none":
+        return ()
+    if original is None and manifest.source.kind == "zoo":
+        original = manifest.source.reference
+    if original is None:
+        raise BadInputError(
+            f"The suites {', '.join(names)} compare with the original, which is not in the bundle.",
+            where="--original",
+            next_step=f"Give the model that the bundle was made of ({manifest.source.reference}) as --original MODEL.",
+        )
+    progress.stage("load", original)
+    model = load_model(original, task=manifest.task.removesuffix("-with-past"), progress=progress.message)
+    if dict(model.source.files) != manifest.source.files:
+        changed = sorted(set(model.source.files.items()) ^ set(manifest.source.files.items()))
+        raise BadInputError(
+            f"The model is not the one that the bundle was made of: {changed[0][0]} differs.",
+            where=original,
+            allowed=f"the files of {manifest.source.reference} with the sha256 that the manifest names",
+        )
+    before = of_model(model)
+    tokenizer = bundle.root / manifest.assets / "tokenizer.json"
+    traits = replace(before.traits, tokenizer=tokenizer if tokenizer.is_file() else None)
+    after = of_artifact(bundle.artifact, traits, lengths=manifest.settings.enumerated)
+    known = calibrated_on(None if manifest.calibration is None else manifest.calibration.name)
+    found = []
+    for name in names:
+        progress.stage("validate", f"suite {name}")
+        found.append(
+            evaluate(
+                name,
+                before,
+                after,
+                quick=quick,
+                calibration=known,
+                watch=progress.update,
+                progress=progress.message,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,101 @@
+"""Run suites on the original and on the artifact."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+
+from edgeport.errors import BadInputError
+from edgeport.packages import Progress
+from edgeport.validate.evidence import TaskScore
+from edgeport.validate.suites.definition import NEEDS, Suite, load_suite, suite_names
+from edgeport.validate.suites.kinds import Asked, Scores, Watch
+from edgeport.validate.suites.rows import load_rows
+from edgeport.validate.suites.subject import Subject, Traits
+from edgeport.validate.tasks import score_task
+
+
+def fits(suite: Suite, traits: Traits) -> bool:
+    """Whether the suite can be asked of the model."""
+    if suite.kind in ("language_modelling", "next_word", "multiple_choice"):
+        return traits.predicts_tokens and traits.tokenizer is not None
+    if suite.kind == "image_classification":
+        return traits.classifies_pictures
+    if suite.kind == "text_classification" and traits.classifies_texts:
+        return traits.tokenizer is not None
+    return (traits.embeds or suite.kind == "custom") and traits.tokenizer is not None
+
+
+def fitting_suites(traits: Traits) -> list[str]:
+    """The suites that come with edgeport and can be asked of the model, sorted."""
+    return [name for name in suite_names() if fits(load_suite(name)[0], traits)]
+
+
+def evaluate(
+    reference: str,
+    original: Subject,
+    artifact: Subject,
+    *,
+    quick: bool = False,
+    calibration: Collection[str] = (),
+    watch: Watch = lambda done, total: None,
+    progress: Progress | None = None,
+) -> TaskScore:
+    """Run one suite.
+
+    Args:
+        reference: its name, or the path of a TOML file.
+        quick: a first look at few rows.
+        calibration: texts that the artifact was calibrated on, which no suite may hold.
+        watch: told (rows done, rows in all).
+
+    Raises:
+        BadInputError: the suite is wrong, can't be read, or can't be asked of this model.
+    """
+    suite, folder = load_suite(reference)
+    check_fits(suite, original.traits)
+    rows = load_rows(suite, folder, quick=quick, calibration=calibration, progress=progress)
+    kind = importlib.import_module(f"edgeport.validate.suites.kinds.{suite.kind}")
+    found: Scores = kind.score(Asked(suite, rows, original, artifact, watch))
+    return score_task(
+        suite=suite.name,
+        metric=found.metric,
+        unit=found.unit,
+        original=found.original,
+        artifact=found.artifact,
+        data=rows.record,
+        higher_is_better=found.higher_is_better,
+        chance=found.chance,
+        weights=found.weights,
+        answers=found.answers,
+    )
+
+
+def calibrated_on(card: str | None) -> frozenset[str]:
+    """The texts, or the names of the pictures, of a data card's calibration slice; empty for other data."""
+    from edgeport.data.cards import card_names, load_card
+    from edgeport.data.images import split_pictures
+    from edgeport.data.text import read_texts
+
+    if card is None or card not in card_names():
+        return frozenset()
+    data = load_card(card)
+    if data.kind == "text":
+        return frozenset(read_texts(data, data.fetch(), "calibration"))
+    if data.kind == "image":
+        return frozenset(path.name for path in split_pictures(data, data.fetch(), "calibration"))
+    return frozenset()
+
+
+def check_fits(suite: Suite, traits: Traits) -> None:
+    """Refuse a suite that can't be asked of the model.
+
+    Raises:
+        BadInputError: naming the suites that can.
+    """
+    if not fits(suite, traits):
+        raise BadInputError(
+            f"The suite {suite.name!r} is for {NEEDS[suite.kind]}; the model's task is {traits.task}.",
+            where="--suite",
+            allowed=[*fitting_suites(traits), "or a suite of your own"],
+        )

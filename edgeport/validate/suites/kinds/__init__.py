@@ -1,0 +1,57 @@
+"""One file a kind of suite: how answers become scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeport.units import MetricUnit
+
+if TYPE_CHECKING:
+    from edgeport.validate.suites.definition import Suite
+    from edgeport.validate.suites.rows import Rows
+    from edgeport.validate.suites.subject import Subject
+
+Watch = Callable[[int, int], None]
+"""Told (rows done, rows in all)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric's scores of both models, a row each; the arguments of `edgeport.validate.tasks.score_task`."""
+
+    metric: str
+    unit: MetricUnit
+    original: Sequence[float]
+    artifact: Sequence[float]
+    higher_is_better: bool = True
+    chance: float | None = None
+    weights: Sequence[float] | None = None
+    answers: Sequence[Hashable] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a kind is given: the suite, its rows, and the two models."""
+
+    suite: Suite
+    rows: Rows
+    original: Subject
+    artifact: Subject
+    watch: Watch
+
+    @property
+    def both(self) -> tuple[Subject, Subject]:
+        """The original, then the artifact."""
+        return self.original, self.artifact
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a text that both models take."""
+        return min(subject.most_tokens(self.suite.most_tokens) for subject in self.both)
+
+
+def right(answer: Hashable, wanted: Hashable) -> float:
+    """1 where the answer is the one wanted, else 0."""
+    return float(answer == wanted)

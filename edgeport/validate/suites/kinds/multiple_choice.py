@@ -1,0 +1,40 @@
+"""Which continuation is most likely, by log-likelihood a character, so that long answers are not at a disadvantage."""
+
+from __future__ import annotations
+
+from edgeport.validate.suites.kinds import Asked, Scores, right
+from edgeport.validate.suites.rows import check_answers
+
+
+def score(asked: Asked) -> Scores:
+    """1 where the right choice has the highest likelihood. Chance is the mean of one over the number of choices.
+
+    Raises:
+        BadInputError: an answer is none of its row's choices.
+    """
+    import numpy as np
+    from scipy.special import log_softmax  # type: ignore[import-untyped]
+
+    rows = asked.rows.evaluation
+    check_answers(asked.suite, rows)
+    scores: tuple[list[float], list[float]] = ([], [])
+    answers: list[int] = []
+    most = asked.most_tokens
+    for done, row in enumerate(rows):
+        tokenizer = asked.original.tokenizer(most)
+        ends = [tokenizer.encode(" " + text, add_special_tokens=False).ids for text in row["choices"]]
+        tokenizer.no_truncation()
+        prefix = tokenizer.encode(row["prompt"]).ids[-(most - max(map(len, ends))) :]
+        tokenizer.enable_truncation(most)
+        for index, subject in enumerate(asked.both):
+            likelihoods = []
+            for text, end, logits in zip(row["choices"], ends, subject.continuations(prefix, ends), strict=True):
+                logs = log_softmax(logits.astype(np.float64), axis=1)
+                likelihoods.append(float(logs[np.arange(len(end)), end].sum()) / len(text))
+            answer = int(np.argmax(likelihoods)) if np.isfinite(likelihoods).all() else -1
+            scores[index].append(right(answer, row["answer"]))
+            if index == 0:
+                answers.append(answer)
+        asked.watch(done + 1, len(rows))
+    chance = float(np.mean([1 / len(row["choices"]) for row in rows]))
+    return Scores("accuracy", "share", *scores, chance=chance, answers=answers)
