@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, np.ndarray]
 
-GEMM_SIZE = 768
-COPY_BYTES = 64_000_000
-"""Larger than the last cache of most processors."""
-TRIES = 5
+GEMM_SIZE = 384
+COPY_BYTES = 32_000_000
+"""Larger than what one core may use of the last cache on most processors."""
+TRIES = 40
+"""Each is a few milliseconds, so that on a busy machine one at least is not interrupted."""
 FLOAT_BYTES = 4
 
 
@@ -145,7 +146,7 @@ class _Traffic:
 
 def machine_limits(threads: int) -> tuple[float, float]:
     """This machine's float32 peak (1e9 operations a second, of a matrix product) and bandwidth (1e9 bytes a second, of
-    a copy, reads and writes counted), with so many threads: the best of a few tries.
+    a copy, reads and writes counted), with so many threads: the best of TRIES.
     """
     import torch
 

@@ -172,6 +172,15 @@ def test_bad_usage_is_one_line_and_exit_2(arguments: list[str], names: str, caps
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [["validate", "nowhere"], ["export", "zoo:minilm", "-t", "linux-x86_64-ort", "-o", "out"]]
+)
+def test_a_latency_run_is_short_or_valid_not_both(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = _fails([*arguments, "--quick", "--full"], capsys)
+    assert code == errors.EXIT_BAD_INPUT
+    assert document["where"] == "--quick --full"
+
+
 def test_a_bug_of_ours_is_exit_70_and_the_traceback_only_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

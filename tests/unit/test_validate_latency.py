@@ -16,6 +16,7 @@ from edgeport.validate.latency import (
     summarise,
     too_short,
 )
+from edgeport.validate.run import effort_of
 from edgeport.validate.timing import Timings, calibration_kernel, interleave, pinned
 
 MS = 1_000_000
@@ -54,6 +55,14 @@ def test_mlperfs_two_demands(ours, queries_met, duration_met, word):
     found = run(ours, ours)
     assert (found.min_queries_met, found.min_duration_met, found.valid) == (queries_met, duration_met, False)
     assert too_short(ours) == [word] == [found.note]
+
+
+def test_the_full_effort_is_mlperfs_and_no_other_is():
+    full = effort_of(quick=False, full=True)
+    assert (full.queries, full.seconds) == (1024, 60.0)
+    for other in (effort_of(quick=True, full=True), effort_of(quick=False, full=False)):
+        assert other.queries < 1024
+        assert other.seconds < 60.0
 
 
 def test_a_short_run_is_flagged_and_keeps_its_numbers():
