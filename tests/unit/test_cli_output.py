@@ -171,11 +171,13 @@ def test_the_summary_flags_an_invalid_latency_and_values_that_are_not_finite() -
 def test_the_summary_has_suites_delegates_and_work() -> None:
     share = {"mean": 0.8, "low": 0.75, "high": 0.85, "n": 200}
     task = {"suite": "intents", "metric": "accuracy", "artifact": share, "original": {**share, "mean": 0.81}}
+    task |= {"n": 200, "worse": 4, "better": 2}
     task |= {"difference": {"mean": -0.01, "low": -0.03, "high": 0.01, "n": 200}, "baseline_problem": None}
     work = {"input_shapes": {"x": [1, 2]}, "flops": 20_000_000, "weight_bytes": 900_000, "activation_bytes": 100_000}
     delegation = {"delegate": "xnnpack", "delegates": 3, "kernels": ["a", "b"]}
     rows = dict(evidence_rows(_evidence(tasks=[task], delegation=delegation, work=work)))
     said = "0.8000 [0.7500, 0.8500], n=200; original 0.8100, difference -0.0100 [-0.0300, +0.0100]"
+    said += "; of 200 4 are worse, 2 better"
     assert rows["intents: accuracy"] == said
     assert rows["delegated to xnnpack"].startswith("3 parts of the file; 2 kinds of kernels")
     assert rows["one inference"] == "0.02 Gflop, 1 MB moved"
