@@ -77,8 +77,10 @@ def test_targets_lists_every_file_with_what_it_takes(capsys: pytest.CaptureFixtu
     assert {"android-arm64-ort", "android-arm64-executorch", "ios17-coreml", "ios18-coreml"} <= set(listed)
     assert {"raspberry-pi-5-ort", "raspberry-pi-5-executorch", "linux-x86_64-ort"} <= set(listed)
     for name, file in files.items():
-        for field in ("runtime", "os", "arch", "weights"):
+        for field in ("runtime", "os", "arch"):
             assert listed[name][field] == file[field]
+        for kind, formats in file["weights"].items():
+            assert listed[name]["weights"][kind] == formats
         assert listed[name]["runtime"] in ("onnxruntime", "executorch", "coreml")
         for kind, formats in file["activations"].items():
             assert listed[name]["activations"][kind] == formats
