@@ -51,7 +51,7 @@ def chat(
         conversation = open_conversation(
             bundle, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, threads=threads
         )
-        use_large_pages()  # takes as long as 200 tokens gain: for a chat, not for one answer
+        use_large_pages()  # takes as long as 260 tokens gain: for a chat, not for one answer
     conversation.texts.rendered([{"role": "user", "content": "?"}])  # refuses a model without a template at once
     while True:
         print("> ", end="", file=sys.stderr, flush=True)

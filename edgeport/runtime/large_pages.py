@@ -32,15 +32,20 @@ def _writable_memory() -> list[tuple[int, int]]:
     return found
 
 
-def use_large_pages() -> bool:
-    """Move what is in memory to large pages; False where the system has none, or only gathers them in its own time."""
+def use_large_pages() -> float:
+    """Move what is in memory to large pages, as far as the system lets it; MB (1e6 bytes) of this process on such."""
     if not sys.platform.startswith("linux"):
-        return False
+        return 0.0
     library = ctypes.CDLL(None)
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    moved = False
     for start, end in _writable_memory():
+        # Where the kernel is older, has them switched off, or lacks the room, all or a part stays as it is.
         library.madvise(start, end - start, MADV_HUGEPAGE)
-        # Fails where the kernel is older, switched off, or out of large pages: all stays as it is then.
-        moved = library.madvise(start, end - start, MADV_COLLAPSE) == 0 or moved
-    return moved
+        library.madvise(start, end - start, MADV_COLLAPSE)
+    return _large_mb()
+
+
+def _large_mb() -> float:
+    summary = Path("/proc/self/smaps_rollup")
+    lines = summary.read_text().splitlines() if summary.is_file() else []
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("AnonHugePages:"))

@@ -94,11 +94,13 @@ def start(row: Row, threads: int, large: bool) -> float:
             listener._listener._socket.settimeout(120)  # type: ignore[attr-defined]
             try:
                 row.connection = listener.accept()
-                load, before = row.connection.recv()
+                load, before, large_mb = row.connection.recv()
             except (TimeoutError, EOFError, OSError):
                 row.process.kill()
                 errors.seek(0)
                 raise SystemExit(f"{row.name} did not start:\n{errors.read().decode()[-2000:]}") from None
+    if large:
+        print(f"{row.name}: {large_mb:.0f} MB on large pages", file=sys.stderr)
     row.load.append(load)
     return float(before)
 
@@ -240,21 +242,19 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, help="a folder of peer_executorch.py")
     parser.add_argument("--model", default="zoo:smollm2", help="whose tokenizer makes the texts' ids")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--large-pages", action="store_true", help="once more with all processes on large pages")
+    parser.add_argument("--large-pages", action="store_true", help="all processes on large pages, once they are loaded")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--starts", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="no context of 2032, one start, few texts")
     parser.add_argument("--docs", type=Path, help=f"a page with the mark {MARK} around the tables' place")
     arguments = parser.parse_args()
     contexts = CONTEXTS[:2] if arguments.quick else CONTEXTS
-    starts, texts = (1, 4) if arguments.quick else (arguments.starts, arguments.texts)
+    starts, texts = (1, min(4, arguments.texts)) if arguments.quick else (arguments.starts, arguments.texts)
     tables, read = [], bandwidth()
-    runs = [(threads, False) for threads in arguments.threads]
-    runs += [(arguments.threads[0], True)] * arguments.large_pages
-    for threads, large in runs:
+    for threads in arguments.threads:
         rows = rows_of(arguments)
         for number in range(starts):
-            before = [start(row, threads, large) for row in rows]
+            before = [start(row, threads, arguments.large_pages) for row in rows]
             measure(rows, ROUNDS, contexts)
             for row, had in zip(rows, before, strict=True):
                 row.grown_mb = max(row.grown_mb, row.ask("peak") - had)
@@ -263,7 +263,11 @@ def main() -> None:
                 score(rows, arguments.model, texts)
             for row in rows:
                 row.stop()
-        tables.append(table(rows, f"{threads} thread{'s' * (threads > 1)}{', large pages' * large}", threads, read))
+        tables.append(
+            table(
+                rows, f"{threads} thread{'s' * (threads > 1)}{', large pages' * arguments.large_pages}", threads, read
+            )
+        )
     text = "\n".join(tables)
     print(text)
     if arguments.docs is not None:

@@ -259,11 +259,12 @@ def main() -> None:
         before = resident_mb("VmRSS")
         engine: list[Any] = []
         load = clocked(lambda: engine.append(open_engine(kind, Path(path), int(threads))))
+        large_mb = 0.0
         if large:
             from edgeport.runtime.large_pages import use_large_pages
 
-            assert use_large_pages(), "no large pages here"
-        driver.send((load, before))
+            large_mb = use_large_pages()
+        driver.send((load, before, large_mb))
         while question := driver.recv():
             driver.send(answer(engine[0], question))
         driver.send(None)
