@@ -127,7 +127,7 @@ class GrowingTokens:
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         assert artifact.context is not None
         self.context, self.length = artifact.context, 0
-        self._session = open_file(artifact, threads=threads)
+        self._session = open_file(artifact, threads=threads, growing=True)
         self._vocabulary = int(next(spec for spec in artifact.outputs if spec.name == LOGITS).fixed_shape()[-1])
         self._past = {}
         for spec in artifact.inputs:

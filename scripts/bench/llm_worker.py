@@ -153,7 +153,9 @@ def llama_tokens(folder: Path, threads: int) -> Any:
     facts = json.loads((folder / "facts.json").read_text())
     inputs = (TensorSpec("tokens", "int64", (1, Axis("sequence", 1, facts["most_tokens"], 1))),)
     outputs = (TensorSpec("logits", "float32", (1, facts["vocabulary"])),)
-    artifact = Artifact("executorch", "xnnpack", folder, "model.pte", inputs, outputs, context=facts["context"])
+    artifact = Artifact(
+        "executorch", "xnnpack", folder, "model.pte", inputs, outputs, facts=facts, context=facts["context"]
+    )
     return ExecuTorchTokens(artifact, threads=threads)
 
 

@@ -78,6 +78,8 @@ def main() -> None:
         export(weights, settings, arguments.out, arguments.context)
     # Its longest call is one shorter than its context.
     facts = {"context": arguments.context, "most_tokens": arguments.context - 1, "vocabulary": config.vocab_size}
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    facts["cache_bytes"] = values * arguments.context * 4
     (arguments.out / "facts.json").write_text(json.dumps(facts))
 
 
