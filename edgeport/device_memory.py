@@ -65,6 +65,7 @@ def plan_memory(model: Model, target: Target, *, weights: int, repacked: int) ->
         repacked: bytes of weights that the runtime holds in two forms at once while it loads the file.
     """
     activations = activation_bytes(model, target.runtime)
+    grows = target.onnxruntime is not None and target.onnxruntime.attention == "standard"
     loading = repacked + SESSION_BYTES[target.runtime]
     ram = None if target.device.ram_gb is None else int(target.device.ram_gb * 1e9)
 
@@ -72,7 +73,9 @@ def plan_memory(model: Model, target: Target, *, weights: int, repacked: int) ->
         from edgeport.export.dispatch import cache_bytes
 
         cache = 0 if decoder is None else cache_bytes(decoder, target)
-        return cache, 0 if activations is None else activations(None if decoder is None else decoder.context)
+        live = 0 if activations is None else activations(None if decoder is None else decoder.context)
+        # A cache that grows comes out of a call beside the one that went in.
+        return cache, live + cache if grows else live
 
     cache, live = total(model.decoder)
     longest = None
@@ -100,13 +103,13 @@ def planned_by(plan: MemoryPlan, artifact: Artifact) -> MemoryPlan:
     """The plan with what the file itself says: its bytes, and ExecuTorch's arena, which holds the cache as well."""
     from edgeport.validate.size import model_bytes
 
-    arena = artifact.facts.get("planned_memory_bytes")
-    found = {"weights_bytes": model_bytes(artifact)}
-    if arena is not None:
-        found["activations_bytes"] = int(arena) - plan.cache_bytes
-    known = plan.model_copy(update={**found, **({} if arena is None else {"activations_from": "planned arena"})})
-    total = known.weights_bytes + known.cache_bytes + (known.activations_bytes or 0) + known.loading_bytes
-    return known.model_copy(update={"total_bytes": total})
+    weights, arena = model_bytes(artifact), artifact.facts.get("planned_memory_bytes")
+    total = plan.total_bytes + weights - plan.weights_bytes
+    if arena is None:
+        return plan.model_copy(update={"weights_bytes": weights, "total_bytes": total})
+    live = int(arena) - plan.cache_bytes
+    found = {"activations_bytes": live, "activations_from": "planned arena", "weights_bytes": weights}
+    return plan.model_copy(update={**found, "total_bytes": total + live - (plan.activations_bytes or 0)})
 
 
 def check_fits(plan: MemoryPlan, target: Target) -> None:

@@ -82,7 +82,13 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+OFTEN = ("llama", "mistral", "gemma2", "phi", "gpt2")
+"""Families that differ in what attention gets; the rest is slow."""
+
+
+@pytest.mark.parametrize(
+    "family", [*OFTEN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES if kind not in OFTEN)]
+)
 def test_every_family_scores_through_its_cache_what_it_scores_without(family: str, tmp_path: Path) -> None:
     """Texts of several windows, one token alone, and nothing but the standard's operators in the file."""
     model = make(family)

@@ -16,7 +16,7 @@ from edgeport.export.onnx.decoder import SLACK
 from edgeport.formats import CacheFormat
 from edgeport.model.live import live_bytes
 from edgeport.model.types import AttentionLayer, Decoder, Model, Source, TensorSpec
-from edgeport.target import Device, Target, load_target
+from edgeport.target import Device, OnnxRuntimeOptions, Target, load_target
 
 WIDE = AttentionLayer(heads=8, kv_heads=2, head_dim=16, scale=0.25)
 NEAR = replace(WIDE, window=100)
@@ -30,10 +30,17 @@ def decoder(context: int, cache: CacheFormat = "float") -> Decoder:
 @pytest.mark.parametrize(("cache", "of_eight"), [("float", 32), ("int8", 8), ("int4", 4)])
 def test_a_cache_counts_shared_heads_widths_and_windows(cache: CacheFormat, of_eight: int) -> None:
     """Keys and values, of 2 heads and not 8; the second layer drops what its window has passed."""
-    values = 2 * 2 * 16 * (1000 + 100 + SLACK)
-    assert cache_bytes(decoder(1000, cache), ORT) == values * of_eight // 8
-    short = 2 * 2 * 16 * (100 + 100)
-    assert cache_bytes(decoder(100, cache), ORT) == short * of_eight // 8
+    broad = tuple(replace(layer, head_dim=32) for layer in (WIDE, NEAR))
+    values = 2 * 2 * 32 * (1000 + 100 + SLACK)
+    assert cache_bytes(Decoder(broad, 1000, 97, cache), ORT) == values * of_eight // 8
+    short = 2 * 2 * 32 * (100 + 100)
+    assert cache_bytes(Decoder(broad, 100, 97, cache), ORT) == short * of_eight // 8
+
+
+def test_four_bits_in_narrow_heads_are_kept_whole() -> None:
+    """The kernel that drops tokens takes heads of 32, 64, ... only; the one that keeps all takes 16 as well."""
+    assert cache_bytes(decoder(1000, "int4"), ORT) == 2 * 2 * 16 * (1000 + 1000) // 2
+    assert cache_bytes(decoder(1000, "int8"), ORT) == 2 * 2 * 16 * (1000 + 100 + SLACK)
 
 
 def model(module: torch.nn.Module, width: int, held: Decoder | None = None) -> Model:
@@ -109,6 +116,14 @@ def test_the_longest_context_that_fits_is_named() -> None:
     with pytest.raises(TargetRefusesError) as caught:
         check_fits(none, target)
     assert "fewer bits" in (caught.value.next_step or "")
+
+
+def test_a_cache_that_grows_is_there_twice() -> None:
+    standard = ORT.model_copy(update={"onnxruntime": OnnxRuntimeOptions(opset=23, attention="standard")})
+    held = Decoder((NEAR,), 1000, 97)
+    plan = plan_memory(model(Widening(), 8, held), standard, weights=0, repacked=0)
+    assert plan.cache_bytes == 1000 * 2 * 2 * 16 * 4  # the window does not forget there
+    assert plan.total_bytes == 2 * plan.cache_bytes + plan.loading_bytes
 
 
 def test_the_files_own_arena_replaces_the_estimate(tmp_path: Path) -> None:

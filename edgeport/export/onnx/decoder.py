@@ -49,8 +49,12 @@ def present_names(layers: int) -> list[str]:
 
 
 def drops(layer: AttentionLayer, decoder: Decoder) -> bool:
-    """The layer's cache is shorter than the context: what its window does not see any more is dropped."""
-    return decoder.forgets and layer.window is not None and layer.window + SLACK < decoder.context
+    """The layer's cache is shorter than the context: what its window does not see any more is dropped.
+
+    The kernel drops codes of 4 bits only where heads are a multiple of 32 wide (ONNX Runtime 1.31).
+    """
+    dropping = decoder.forgets and (decoder.cache != "int4" or layer.head_dim % 32 == 0)
+    return dropping and layer.window is not None and layer.window + SLACK < decoder.context
 
 
 def _kept(layer: AttentionLayer, decoder: Decoder) -> Axis:
