@@ -18,7 +18,7 @@ from edgeport.compress import apply_recipe
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.coreml.decoder import KEYS, VALUES, export_decoder
-from edgeport.export.dispatch import lower, read_weights
+from edgeport.export.dispatch import cache_bytes, lower, read_weights
 from edgeport.mlpackage.constants import constants
 from edgeport.mlpackage.package import load_package
 from edgeport.mlpackage.program import parse_function
@@ -285,13 +285,13 @@ def test_generation_stops_where_it_should(llama: tuple[Model, Artifact]) -> None
 
 def test_what_is_measured_goes_through_the_cache(llama: tuple[Model, Artifact]) -> None:
     model, artifact = llama
+    assert model.decoder is not None
     session = open_session(artifact)
     assert (session.name, session.vendor_kernels) == ("coreml-reference", False)
     inputs = {"input_ids": text(40)[None]}
     assert relative(session.run(inputs)["logits"], TorchSession(model).run(inputs)["logits"]) < HALF
-    assert model.decoder is not None
-    found = measure_generation(artifact, [inputs], cache_values=model.decoder.cached_values, quick=True)
-    assert found.cache_bytes_per_token * CONTEXT == artifact.facts["cache_bytes"]
+    found = measure_generation(artifact, [inputs], quick=True)
+    assert found.cache_bytes == artifact.facts["cache_bytes"] == cache_bytes(model.decoder, load_target(TARGET))
     assert found.long_cosine > 0.9999
     assert found.rates == ()  # a reference evaluator's speed is no device's
 
