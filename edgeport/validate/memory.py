@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from edgeport.errors import MeasurementError
 from edgeport.export.artifact import Artifact
 from edgeport.resources import PACKAGE
+from edgeport.runtime.decoder import IDS, TARGET_IDS
 from edgeport.storage import list_files
 from edgeport.validate.evidence import Memory
 from edgeport.vectors import save_vectors
@@ -124,5 +125,5 @@ def measure_memory(
         load_ms=statistics.median(p.load_ms for p in ours),
         cold_load_ms=None if cold is None else cold.load_ms,
         first_run_ms=statistics.median(p.first_run_ms for p in ours),
-        tokens=None if artifact.context is None else int(inputs["input_ids"].size),
+        tokens=None if artifact.context is None else int(inputs[TARGET_IDS if TARGET_IDS in inputs else IDS].size),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,10 @@ def written(model: Model, features: np.ndarray) -> list[int]:
     """What PyTorch writes, without a cache."""
     ids = list(START)
     with torch.no_grad():
-        states = model.module.get_encoder()(torch.from_numpy(features))
+        module: Any = model.module
+        states = module.get_encoder()(torch.from_numpy(features))
         while ids[-1] != END and len(ids) < 200:
-            scores = model.module(encoder_outputs=states, decoder_input_ids=torch.tensor([ids])).logits
+            scores = module(encoder_outputs=states, decoder_input_ids=torch.tensor([ids])).logits
             ids.append(int(scores[0, -1].argmax()))
     assert len(ids) > 40
     return [token for token in ids[2:] if token != END]
