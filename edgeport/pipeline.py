@@ -364,7 +364,9 @@ def _measure(
             effort=effort_of(quick=job.request.quick, full=job.request.full or job.request.recipe.gate.times),
             watch=progress.update,
         )
-        measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
+        # What a token beside an encoder reads is not counted: the encoder's part of the files is not read again.
+        if model.decoder is None or not model.decoder.cross:
+            measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
         if model.decoder is not None:
             generation = measure_generation(
                 artifact,
