@@ -485,7 +485,7 @@ def validate_bundle(
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.bundle.write import MANIFEST
     from edgeport.gate import conclude
-    from edgeport.validate.generation import full_cache
+    from edgeport.validate.generation import full_cache, measure_generation
     from edgeport.validate.run import effort_of, measure
     from edgeport.validate.tokenizer import replay
 
@@ -516,6 +516,15 @@ def validate_bundle(
     if (vectors := bundle / GOLDEN_FOLDER / TOKENIZER).is_file():
         found_tokenizers = replay(read_json(vectors), bundle / manifest.assets, manifest.runtime)
         measurements = measurements.model_copy(update={"tokenizers": found_tokenizers})
+    if manifest.context is not None and manifest.target.execution.here != "none":
+        generation = measure_generation(
+            found.artifact,
+            golden.inputs,
+            cache=manifest.settings.kv_cache,
+            quick=quick,
+            watch=lambda detail: progress.update(len(golden.inputs), len(golden.inputs), detail),
+        )
+        measurements = measurements.model_copy(update={"generation": generation})
     if found.evidence is not None:
         measurements = measurements.model_copy(update={"memory_plan": found.evidence.memory_plan})
     tasks = suites.ask_bundle(found, names, original, quick=quick, progress=progress)

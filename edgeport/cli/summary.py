@@ -174,9 +174,11 @@ def _work(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     latency = evidence.get("latency")
     found = None if not latency else roofline(work, Latency.model_validate(latency))
     if found is not None:
+        words += f"; {found.achieved_gflops:.3g} Gflop/s, "
         words += (
-            f"; {found.achieved_gflops:.3g} Gflop/s, {found.mfu:.0%} of this machine's float32 peak; "
-            f"{found.bound} allows {found.attainable_gflops:.3g}"
+            f"{found.mfu:.0%} of this machine's float32 peak; {found.bound} allows {found.attainable_gflops:.3g}"
+            if found.mfu <= 1
+            else f"{found.mfu:.2g} times this machine's float32 peak, as integers can"
         )
     return [("one inference", words)]
 

@@ -446,6 +446,9 @@ def test_a_bundle_is_measured_again_from_what_it_carries(t5_bundle: Path) -> Non
     result = validate_bundle(t5_bundle, quick=True)
     assert result.exit_code == 0
     assert result.evidence["parity"][0]["cosine"]["mean"] > 0.999999
+    assert result.evidence["generation"]["long_cosine"] > 0.999999
+    assert result.evidence["generation"]["cache_bytes"] > 0
+    assert "long_cache" in {check.metric for check in result.verdict.checks}
 
 
 def test_run_refuses_what_the_model_does_not_take(
