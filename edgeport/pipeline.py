@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import DataRecord, Measurements, TokenizerParity, Verdict, Work
+    from edgeport.validate.evidence import DataRecord, FreeText, Measurements, TokenizerParity, Verdict, Work
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -331,6 +331,35 @@ def _work(
     return work.model_copy(update={"peak_gflops": peak, "bandwidth_gb_s": bandwidth})
 
 
+def _free_text(
+    job: Job, artifact: Artifact, inputs: Sequence[Mapping[str, np.ndarray]], progress: Progress
+) -> FreeText | None:
+    """What an encoder-decoder writes by itself beside the original, where that is at hand."""
+    from edgeport.data.samples import prompt_tokens
+    from edgeport.model.tokenizer import end_tokens
+    from edgeport.runtime.session import open_encoded
+    from edgeport.validate.free_text import compare_texts, original_text
+
+    model = job.uncached
+    if artifact.encoder is None or job.compressed is not None or job.request.target.execution.here == "none":
+        return None
+    progress.update(len(inputs), len(inputs), "texts of its own")
+    settings = model.assets.get("generation_config.json")
+    stop = end_tokens(settings, getattr(model.module.config, "eos_token_id", None))
+    named = {} if settings is None else read_json(settings)
+    rules = {name: named[name] for name in ("suppress_tokens", "begin_suppress_tokens") if named.get(name)}
+    start = prompt_tokens(model) or artifact.encoder.start
+    return compare_texts(
+        open_encoded(artifact),
+        [sample[model.inputs[0].name] for sample in inputs],
+        lambda source: original_text(model.module, source, start, stop, rules),
+        start=start,
+        stop=stop,
+        never=rules.get("suppress_tokens", ()),
+        never_first=rules.get("begin_suppress_tokens", ()),
+    )
+
+
 def _measure(
     job: Job,
     artifact: Artifact,
@@ -375,6 +404,7 @@ def _measure(
                 quick=job.request.quick,
                 watch=lambda detail: progress.update(len(inputs), len(inputs), detail),
             )
+            generation = generation.model_copy(update={"free_text": _free_text(job, artifact, inputs, progress)})
             added = {"tokenizers": _tokenizers(job, out), "generation": generation}
             measurements = measurements.model_copy(update=added)
         (out / "measurements.json").write_text(canonical_json(measurements.model_dump(mode="json")))

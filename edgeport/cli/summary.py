@@ -128,6 +128,11 @@ def _generation(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if found.get("encoder_ms") is not None:
         rows.append(("encoder", f"{found['encoder_ms']:.0f} ms, before the first token and part of its time"))
+    if text := found.get("free_text"):
+        words = (
+            f"{text['equal']} of {text['texts']} texts are the original's; {text['edits']} of {text['tokens']} tokens "
+        )
+        rows.append(("writing by itself", words + f"to change, {text['unended']} never end"))
     for rate in found["rates"]:
         first = f"first token after {rate['first_token_ms']:.0f} ms ({rate['prefill_tokens_per_s']:.0f} tokens/s)"
         then = (

@@ -266,13 +266,25 @@ def _standardizes(model: Model) -> bool:
     return path is None or bool(read_json(path).get("do_normalize", True))
 
 
+def _prompt(tokenizer: Tokenizer) -> list[int]:
+    found = [number for token in WHISPER_PROMPT if (number := tokenizer.token_to_id(token)) is not None]
+    return found if len(found) == len(WHISPER_PROMPT) else []
+
+
+def prompt_tokens(model: Model) -> tuple[int, ...]:
+    """The tokens that a transcript begins with; none where the model takes no speech or knows no such tokens."""
+    if model.modality != "audio" or "tokenizer.json" not in model.assets:
+        return ()
+    return tuple(_prompt(open_tokenizer(model.assets["tokenizer.json"], len(WHISPER_PROMPT))))
+
+
 def _whisper_tokens(model: Model, decoder: TensorSpec, words: str, *, fixed: bool) -> np.ndarray:
     """Whisper's prompt and the words spoken, as one would force them; int64 (1, tokens)."""
     length = _decoder_length(decoder)
     tokenizer = open_tokenizer(_tokenizer_file(model), length)
     _check_vocabulary(model, tokenizer)
-    prompt = [number for token in WHISPER_PROMPT if (number := tokenizer.token_to_id(token)) is not None]
-    if len(prompt) < len(WHISPER_PROMPT):
+    prompt = _prompt(tokenizer)
+    if not prompt:
         raise _NoRealDataError("its tokenizer lacks Whisper's prompt tokens")
     ids = [*prompt, *tokenizer.encode(" " + words, add_special_tokens=False).ids][:length]
     config: Any = model.module.config

@@ -8,6 +8,7 @@ from edgeport.budgets import Budgets
 from edgeport.errors import EXIT_LATENCY, EXIT_MEMORY, EXIT_NOT_VALID, EXIT_PARITY, EXIT_SIZE
 from edgeport.units import count_bytes, milliseconds
 from edgeport.validate.evidence import Check, Interval, Latency, Measurements, OutputParity
+from edgeport.validate.free_text import MOST_ERROR
 from edgeport.validate.generation import LEAST_COSINE
 
 ADVICE = {
@@ -16,6 +17,7 @@ ADVICE = {
     "weights_equal": "Report this as a bug of edgeport: the exporter did not write the weights it was given.",
     "delegated": "Look at why the delegate refused it (`outside_delegates` in the manifest): shapes, data types, an "
     "operator that it lacks. Where it must be so, name the kernel in `fallback_allowed`.",
+    "free_text": "Take a recipe with more bits: by itself the model writes something else, whatever its scores say.",
     "long_cache": "Report this as a bug of edgeport: the cache goes wrong as it grows.",
     "tokenizer": "Do not ship it: the device would read other tokens. Look for what the checkpoint's tokenizer.json "
     "holds that the device's implementation does not know.",
@@ -226,7 +228,15 @@ def _generation_checks(measurements: Measurements) -> list[Check]:
         f"{found.long_tokens} tokens one by one score as all at once: cosine {found.long_cosine:.4f}, "
         f"KL {found.long_kl:.2g} nats; at least {LEAST_COSINE} is demanded"
     )
-    return [flag("long_cache", LOGITS, fine, message)]
+    checks = [flag("long_cache", LOGITS, fine, message)]
+    if (text := found.free_text) is not None:
+        fine = text.edits <= MOST_ERROR * text.tokens and text.unended <= MOST_ERROR * text.texts
+        message = (
+            f"writing by itself, {text.equal} of {text.texts} texts are the original's and {text.unended} never end; "
+            f"{text.edits} of {text.tokens} tokens to change, at most {MOST_ERROR:.0%} is allowed"
+        )
+        checks.append(flag("free_text", None, fine, message))
+    return checks
 
 
 def _latency_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:

@@ -439,6 +439,22 @@ class GenerationRate(Strict):
     decode_cpu_ms: float
 
 
+class FreeText(Strict):
+    """What an encoder-decoder writes greedily beside what the original writes (`edgeport.validate.free_text`).
+
+    Attributes:
+        texts: that the original ended by itself; tokens: of the original's texts together.
+        edits: tokens to insert, delete or replace until the artifact's texts are the original's.
+        equal: texts that are the original's; unended: those that went on to the limit.
+    """
+
+    texts: int
+    tokens: int
+    edits: int
+    equal: int
+    unended: int
+
+
 class Generation(Strict):
     """How a decoder generates (`edgeport.validate.generation`).
 
@@ -449,6 +465,7 @@ class Generation(Strict):
         long_tokens: of the long text; long_cosine, long_kl: its last scores token by token against all at once.
         rates: at several lengths; empty in a reference evaluator.
         encoder_ms: wall time of the encoder, which runs before the first token; absent without one.
+        free_text: absent without an encoder, where the original is not at hand, and where it ends no text.
     """
 
     context: int
@@ -459,6 +476,7 @@ class Generation(Strict):
     long_kl: float
     rates: tuple[GenerationRate, ...] = ()
     encoder_ms: float | None = None
+    free_text: FreeText | None = None
 
 
 class Measurements(Strict):

@@ -362,6 +362,20 @@ def test_the_methods_traced_for_executorch_are_the_model(family: str) -> None:
                 assert error(scores[0].numpy(), wanted[at - 1].numpy()) < 2e-5, (length, at)
 
 
+def test_more_states_than_transformers_plans_for_fit_a_program(tmp_path: Path) -> None:
+    """Real Whisper has 1500; transformers' patches cap every open size at 1024, and the runtime then stops."""
+    torch.manual_seed(0)
+    sizes = {"max_source_positions": 1100, "decoder_layers": 1, "num_mel_bins": 8}
+    config = T.WhisperConfig(**{**WHISPER, **sizes})
+    model = build_huggingface(
+        T.WhisperForConditionalGeneration(config), name="whisper", reference="whisper", kind="factory", task=None,
+        files={}, assets={}, licence=None, note=None,
+    )  # fmt: skip
+    model = for_generation(model, CONTEXT)
+    found = open_session(lowered(model, EXECUTORCH, tmp_path)).run(call(model, 5))["logits"]
+    assert error(found, TorchSession(model).run(call(model, 5))["logits"]) < 2e-5
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
     """Whisper with 4-bit weights as a .pte file."""

@@ -18,7 +18,7 @@ from edgeport.errors import TargetRefusesError, first_line
 from edgeport.export.artifact import LoweringSettings
 from edgeport.export.executorch.native import with_native_weights
 from edgeport.export.executorch.quiet import muted, quiet
-from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling, written_gelu
+from edgeport.export.executorch.repairs import bounded_layout_search, complete_pooling, kept_bounds, written_gelu
 from edgeport.export.executorch.roundings import simplify_roundings
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Axis, Model
@@ -36,6 +36,7 @@ def exporter_patches() -> Iterator[None]:
     with ExitStack() as stack:
         for backend in ("executorch", "executorch.xnnpack"):
             stack.enter_context(utils.apply_patches(backend))
+        stack.enter_context(kept_bounds())
         stack.enter_context(bounded_layout_search())
         patched = F.adaptive_avg_pool2d
 

@@ -13,6 +13,11 @@ Pooling without a stride: the partitioner reads the stride argument of `max_pool
 
 GELU by a tanh (Gemma, SigLIP): the serializer leaves the argument out (backends/xnnpack/operators/op_gelu.py), and
 XNNPACK computes the exact GELU instead, which differs by up to 5e-4.
+
+Bounds of open sizes: transformers' patch of `eval_upper_bound` plans no size above 1024 or four times the traced one,
+whatever the program's own constraints say, because interval arithmetic over quotients can explode. A decoder that
+reads 1500 states of Whisper's encoder then stops in the runtime. Sums and products of constrained sizes are bounded
+exactly, and their bounds are kept.
 """
 
 from __future__ import annotations
@@ -37,6 +42,42 @@ def bounded_layout_search() -> Iterator[None]:
         yield
     finally:
         setattr(ChannelsLastTaggedReshapePass, "input_to_nhwc", original)  # noqa: B010
+
+
+@contextmanager
+def kept_bounds() -> Iterator[None]:
+    """Plan sums and products of constrained sizes by their constraints. To be entered inside transformers' patches."""
+    from executorch.exir import sym_util
+    from executorch.exir.passes import sym_shape_eval_pass
+
+    capped = {module: module.eval_upper_bound for module in (sym_util, sym_shape_eval_pass)}
+    for module, function in capped.items():
+        module.eval_upper_bound = _exact_where_plain(function)
+    try:
+        yield
+    finally:
+        for module, function in capped.items():
+            module.eval_upper_bound = function
+
+
+def _exact_where_plain(capped: Callable[[Any], int]) -> Callable[[Any], int]:
+    import sympy
+    from torch.utils._sympy.functions import Max
+    from torch.utils._sympy.value_ranges import bound_sympy
+
+    plain = (sympy.Symbol, sympy.Integer, sympy.Add, sympy.Mul, Max)
+
+    def eval_upper_bound(size: Any) -> int:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if all(isinstance(part, plain) for part in sympy.preorder_traversal(expression)):
+            upper = bound_sympy(expression, size.node.shape_env.var_to_range).upper
+            if isinstance(upper, sympy.Integer):
+                return int(upper)
+        return capped(size)
+
+    return eval_upper_bound
 
 
 def _bounded(original: Callable[..., None]) -> Callable[..., None]:
