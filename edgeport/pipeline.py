@@ -338,7 +338,7 @@ def _free_text(
     from edgeport.data.samples import prompt_tokens
     from edgeport.model.tokenizer import end_tokens
     from edgeport.runtime.session import open_encoded
-    from edgeport.validate.free_text import compare_texts, original_text
+    from edgeport.validate.free_text import MOST, compare_texts, original_text
 
     model = job.uncached
     if artifact.encoder is None or job.compressed is not None or job.request.target.execution.here == "none":
@@ -349,14 +349,17 @@ def _free_text(
     named = {} if settings is None else read_json(settings)
     rules = {name: named[name] for name in ("suppress_tokens", "begin_suppress_tokens") if named.get(name)}
     start = prompt_tokens(model) or artifact.encoder.start
+    tokens = open_encoded(artifact)
+    most = min(MOST, tokens.context - len(start))
     return compare_texts(
-        open_encoded(artifact),
+        tokens,
         [sample[model.inputs[0].name] for sample in inputs],
-        lambda source: original_text(model.module, source, start, stop, rules),
+        lambda source: original_text(model.module, source, start, stop, rules, most),
         start=start,
         stop=stop,
         never=rules.get("suppress_tokens", ()),
         never_first=rules.get("begin_suppress_tokens", ()),
+        most=most,
     )
 
 
