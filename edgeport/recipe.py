@@ -6,7 +6,6 @@ one of their names or the path of a file of the user's own.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
 from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, Sparsify, needs_data, place
-from edgeport.schema import Strict, read_toml
+from edgeport.schema import Strict, named_toml, read_toml, toml_names
 
 RECIPES = PACKAGE / "recipes"
 
@@ -314,7 +313,7 @@ class Recipe(Strict):
 
 def recipe_names() -> list[str]:
     """The recipes that come with edgeport, sorted."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return toml_names(RECIPES)
 
 
 def recipe_path(reference: str) -> Path:
@@ -323,18 +322,9 @@ def recipe_path(reference: str) -> Path:
     Raises:
         BadInputError: there is no such recipe.
     """
-    path = Path(reference)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{reference}.toml"
-        if "/" in reference or not path.is_file():
-            close = difflib.get_close_matches(reference, recipe_names(), n=1)
-            raise BadInputError(
-                f"There is no recipe {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-                where="--recipe",
-                allowed=[*recipe_names(), "or the path of a .toml file"],
-                next_step="`edgeport recipes` shows what each does.",
-            )
-    return path
+    return named_toml(
+        "recipe", reference, RECIPES, where="--recipe", next_step="`edgeport recipes` shows what each does."
+    )
 
 
 def load_recipe(reference: str) -> Recipe:

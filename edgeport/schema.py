@@ -57,6 +57,37 @@ def parse_mapping(model: type[SchemaT], value: dict[str, Any], where: object) ->
         raise BadInputError(what, where=where, allowed=allowed) from error
 
 
+def toml_names(folder: Path) -> list[str]:
+    """The names of a folder's TOML files, sorted."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def named_toml(
+    kind: str, reference: str, folder: Path, *, where: str | None = None, next_step: str | None = None
+) -> Path:
+    """The TOML file of a folder given by name, or by the path of any TOML file (which may not exist).
+
+    Args:
+        kind: what the folder has, in a word, for the message.
+
+    Raises:
+        BadInputError: the folder has none of this name; naming those that it has.
+    """
+    path = Path(reference)
+    if path.suffix == ".toml":
+        return path
+    path = folder / f"{reference}.toml"
+    if "/" in reference or not path.is_file():
+        close = difflib.get_close_matches(reference, toml_names(folder), n=1)
+        raise BadInputError(
+            f"There is no {kind} {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
+            where=where,
+            allowed=[*toml_names(folder), "or the path of a .toml file"],
+            next_step=next_step,
+        )
+    return path
+
+
 def read_toml(model: type[SchemaT], path: Path) -> SchemaT:
     """Read a TOML file into a schema.
 

@@ -7,7 +7,6 @@ adding a file.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from edgeport.errors import BadInputError
 from edgeport.formats import ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.quantized import ScaleDtype
 from edgeport.resources import data_folder
-from edgeport.schema import Strict, read_toml
+from edgeport.schema import Strict, named_toml, read_toml, toml_names
 
 RuntimeName = Literal["onnxruntime", "executorch", "coreml"]
 ShapeMode = Literal["fixed", "dynamic"]
@@ -168,7 +167,7 @@ class Target(Strict):
 
 def target_names() -> list[str]:
     """The targets of this installation, sorted."""
-    return sorted(path.stem for path in data_folder("targets").glob("*.toml"))
+    return toml_names(data_folder("targets"))
 
 
 def target_path(reference: str) -> Path:
@@ -177,18 +176,13 @@ def target_path(reference: str) -> Path:
     Raises:
         BadInputError: there is no such target.
     """
-    path = Path(reference)
-    if path.suffix != ".toml":
-        path = data_folder("targets") / f"{reference}.toml"
-        if "/" in reference or not path.is_file():
-            close = difflib.get_close_matches(reference, target_names(), n=1)
-            raise BadInputError(
-                f"There is no target {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-                where="--target",
-                allowed=[*target_names(), "or the path of a .toml file"],
-                next_step="`edgeport targets` shows what each takes.",
-            )
-    return path
+    return named_toml(
+        "target",
+        reference,
+        data_folder("targets"),
+        where="--target",
+        next_step="`edgeport targets` shows what each takes.",
+    )
 
 
 def load_target(reference: str) -> Target:

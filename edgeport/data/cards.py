@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edgeport.errors import BadInputError
 from edgeport.packages import PinnedPackage, Progress, fetch_package
 from edgeport.resources import data_folder
-from edgeport.schema import Strict, read_toml
+from edgeport.schema import Strict, named_toml, read_toml, toml_names
 
 Kind = Literal["text", "image", "audio"]
 Split = Literal["parity", "calibration"]
@@ -110,7 +108,7 @@ class Card(Strict):
 
 def card_names() -> list[str]:
     """The data cards of this installation, sorted."""
-    return sorted(path.stem for path in data_folder("calibration").glob("*.toml"))
+    return toml_names(data_folder("calibration"))
 
 
 def load_card(reference: str) -> Card:
@@ -119,13 +117,5 @@ def load_card(reference: str) -> Card:
     Raises:
         BadInputError: there is no such card, or the file is wrong.
     """
-    path = Path(reference)
-    if path.suffix != ".toml":
-        path = data_folder("calibration") / f"{reference}.toml"
-        if "/" in reference or not path.is_file():
-            close = difflib.get_close_matches(reference, card_names(), n=1)
-            raise BadInputError(
-                f"There is no data card {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-                allowed=[*card_names(), "or the path of a .toml file"],
-            )
+    path = named_toml("data card", reference, data_folder("calibration"))
     return read_toml(Card, path)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from edgeport.data.cards import Slice
-from edgeport.errors import BadInputError
 from edgeport.packages import PinnedPackage
-from edgeport.schema import Strict, read_toml
+from edgeport.schema import Strict, named_toml, read_toml, toml_names
 from edgeport.units import MetricUnit
 
 FOLDER = Path(__file__).parent
@@ -117,7 +115,7 @@ class Suite(Strict):
 
 def suite_names() -> list[str]:
     """The suites of this installation, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return toml_names(FOLDER)
 
 
 def load_suite(reference: str) -> tuple[Suite, Path]:
@@ -129,14 +127,5 @@ def load_suite(reference: str) -> tuple[Suite, Path]:
     Raises:
         BadInputError: there is no such suite, or the file is wrong.
     """
-    path = Path(reference)
-    if path.suffix != ".toml":
-        path = FOLDER / f"{reference}.toml"
-        if "/" in reference or not path.is_file():
-            close = difflib.get_close_matches(reference, suite_names(), n=1)
-            raise BadInputError(
-                f"There is no suite {reference!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-                where="--suite",
-                allowed=[*suite_names(), "or the path of a .toml file"],
-            )
+    path = named_toml("suite", reference, FOLDER, where="--suite")
     return read_toml(Suite, path), path.parent
