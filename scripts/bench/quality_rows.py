@@ -114,6 +114,7 @@ LINES = (
     Line(COREML, "gptq", "lut4_g16", ("lut4",), kinds="text image language"),
     Line(COREML, "gptq", "lut3_g16", ("lut3",), kinds="text language"),
     Line(COREML, "gptq", 8.2, kinds="image"),
+    Line(COREML, "gptq", 8.0, kinds="text"),
     Line(COREML, "gptq+bias", 8.0, kinds="image"),
     Line(COREML, "gptq+bias", 6.0, kinds="image"),
     Line(COREML, "gptq", 6.1, kinds="text language"),
