@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeport.errors import BadInputError, EdgeportError
-from edgeport.job import ExportRequest, Job, Progress, Silent, prepare
+from edgeport.job import ExportRequest, Job
+from edgeport.prepare import prepare
+from edgeport.progress import Progress, Silent
 from edgeport.storage import new_folder
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     from edgeport.compress.apply import check_finite
     from edgeport.compress.folder import Compressed, write_compressed
     from edgeport.compress.portable import make_portable
-    from edgeport.pipeline import compression_cost, make_compressed, make_reference, restructuring_steps
+    from edgeport.making import compression_cost, make_compressed, make_reference, restructuring_steps
     from edgeport.stages import toolchain_versions
 
     started = time.monotonic()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeport.errors import BadInputError
-from edgeport.job import Job, Progress
+from edgeport.job import Job
+from edgeport.progress import Progress
 from edgeport.storage import canonical_json, hash_file, hash_value, read_json
 
 if TYPE_CHECKING:

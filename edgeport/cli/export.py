@@ -13,7 +13,8 @@ from edgeport.cli.options import AsJson, Debug, Full, Quick, Suites, Verbose, ch
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeport.pipeline import ExportRequest, ExportResult
+    from edgeport.job import ExportRequest
+    from edgeport.pipeline import ExportResult
     from edgeport.plan import Plan
     from edgeport.recipe import Recipe
 
@@ -145,7 +146,7 @@ def export(
     Finished stages are kept in the cache: an interrupted run goes on where it was.
     """
     from edgeport.cli.console import answer, working
-    from edgeport.pipeline import ExportRequest
+    from edgeport.job import ExportRequest
     from edgeport.target import load_target
 
     check_effort(quick, full)

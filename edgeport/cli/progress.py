@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Watcher(Protocol):
-    """What a run reports to (`edgeport.pipeline.Progress`)."""
+    """What a run reports to (`edgeport.progress.Progress`)."""
 
     def stage(self, name: str, detail: str = "") -> None:
         """A new stage begins."""

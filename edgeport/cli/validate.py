@@ -39,7 +39,7 @@ def validate(
     """
     from edgeport.cli.console import answer, working
     from edgeport.cli.summary import draw_evidence
-    from edgeport.pipeline import validate_bundle
+    from edgeport.validating import validate_bundle
 
     check_effort(quick, full)
     with working(verbose=verbose or debug) as watcher:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeport.pipeline import ExportRequest, export
+from edgeport.job import ExportRequest
+from edgeport.pipeline import export
 from edgeport.recipe import load_recipe
 from edgeport.target import load_target
 

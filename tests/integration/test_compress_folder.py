@@ -27,12 +27,15 @@ from edgeport.compression import CompressRequest, compress, plan
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact
 from edgeport.export.dispatch import lower, read_weights
-from edgeport.job import Job, Silent, prepare
+from edgeport.job import ExportRequest, Job
+from edgeport.making import make_compressed
 from edgeport.model.compressed import RECORD, WEIGHTS, load_compressed, read_record
 from edgeport.model.load import load_model
 from edgeport.model.types import SCORED
-from edgeport.pipeline import ExportRequest, export, make_compressed
+from edgeport.pipeline import export
 from edgeport.pipeline import plan as plan_export
+from edgeport.prepare import prepare
+from edgeport.progress import Silent
 from edgeport.quantized import digest
 from edgeport.recipe import Recipe, load_recipe
 from edgeport.runtime.session import open_session

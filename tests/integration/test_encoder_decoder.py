@@ -20,12 +20,13 @@ from edgeport.compress import apply_recipe
 from edgeport.errors import EXIT_BAD_INPUT, BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import lower, read_weights
+from edgeport.job import ExportRequest
 from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import for_generation
 from edgeport.model.encoder_decoder import bias_tables
 from edgeport.model.load import load_model
 from edgeport.model.types import SCORED, Model
-from edgeport.pipeline import ExportRequest, export, validate_bundle
+from edgeport.pipeline import export
 from edgeport.quantized import digest
 from edgeport.recipe import Recipe, load_recipe
 from edgeport.runtime.generate import Sampling, generate
@@ -34,6 +35,7 @@ from edgeport.runtime.torch import TorchSession
 from edgeport.schema import parse_mapping
 from edgeport.target import load_target
 from edgeport.validate.generation import measure_generation
+from edgeport.validating import validate_bundle
 
 ORT, EXECUTORCH = "linux-x86_64-ort", "android-arm64-executorch"
 VOCABULARY, CONTEXT = 97, 48

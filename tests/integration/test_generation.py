@@ -18,13 +18,15 @@ from edgeport.cli.main import main
 from edgeport.cli.run import open_conversation
 from edgeport.errors import EXIT_BAD_INPUT, EXIT_PARITY, BadInputError
 from edgeport.gate import judge
+from edgeport.job import ExportRequest
 from edgeport.model.load import load_model
-from edgeport.pipeline import ExportRequest, export, validate_bundle
+from edgeport.pipeline import export
 from edgeport.recipe import load_recipe
 from edgeport.runtime.conversation import Conversation
 from edgeport.target import load_target
 from edgeport.validate.evidence import Measurements
 from edgeport.validate.tokenizer import replay
+from edgeport.validating import validate_bundle
 
 PROMPT = "the cat"
 

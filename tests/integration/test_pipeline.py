@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from edgeport.errors import EXIT_PARITY, BadInputError, TargetRefusesError
-from edgeport.pipeline import ExportRequest, export, plan, validate_bundle
+from edgeport.job import ExportRequest
+from edgeport.pipeline import export, plan
 from edgeport.recipe import Recipe, load_recipe
 from edgeport.report import strip_evidence
 from edgeport.storage import hash_file, list_files
 from edgeport.target import load_target
+from edgeport.validating import validate_bundle
 
 ORT = "linux-x86_64-ort"
 
@@ -43,7 +45,8 @@ DRIVER = textwrap.dedent(
     """
     import os, signal, sys, threading
     from pathlib import Path
-    from edgeport.pipeline import ExportRequest, export
+    from edgeport.job import ExportRequest
+    from edgeport.pipeline import export
     from edgeport.recipe import load_recipe
     from edgeport.target import load_target
 

@@ -17,13 +17,15 @@ from edgeport.compress.restructure import outline, parameter_count, restructure
 from edgeport.compression import CompressRequest, compress
 from edgeport.compression import plan as plan_compress
 from edgeport.errors import BadInputError, TargetRefusesError
-from edgeport.job import Silent, prepare
+from edgeport.job import ExportRequest
 from edgeport.model.compressed import load_compressed
 from edgeport.model.load import load_model
 from edgeport.model.types import SCORED
-from edgeport.pipeline import ExportRequest, export
+from edgeport.pipeline import export
 from edgeport.pipeline import plan as plan_export
 from edgeport.plan import GRAPH_BYTES
+from edgeport.prepare import prepare
+from edgeport.progress import Silent
 from edgeport.recipe import Recipe
 from edgeport.runtime.session import open_session
 from edgeport.runtime.torch import TorchSession
