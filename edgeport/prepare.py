@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from edgeport.restructuring import PruneVocabulary
 
 
-def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -> Job:
+def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True, at_hand: Model | None = None) -> Job:
     """Load the model and decide everything; refuse what can't be done.
 
     Args:
         cache: give decoders a cache, where the target keeps one.
+        at_hand: the request's model, where it is loaded already: several jobs may share it.
 
     Raises:
         BadInputError, TargetRefusesError: see `load_model`, `assign`, `check_settings`.
@@ -36,8 +37,9 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
     from edgeport.model.shapes import with_axis, with_limit
 
     check_precision(request.recipe, request.target)
-    progress.stage("load", request.model)
-    model = load_model(
+    if at_hand is None:
+        progress.stage("load", request.model)
+    model = at_hand or load_model(
         request.model,
         name=request.name,
         task=None if (request.task or "").endswith(CACHED_SUFFIX) else request.task,

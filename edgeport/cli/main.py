@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli import chat, compress, doctor, export, gate, inspect, recipes, run, suites, targets, validate, zoo
+from edgeport.cli import (
+    chat,
+    compress,
+    doctor,
+    export,
+    gate,
+    inspect,
+    parity,
+    recipes,
+    run,
+    suites,
+    targets,
+    validate,
+    zoo,
+)
 from edgeport.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, EdgeportError
 
 EXIT_INTERRUPTED = 130
@@ -26,6 +40,7 @@ Examples:
   edgeport compress zoo:minilm --recipe int8 -o out/minilm-int8
   edgeport validate out/minilm
   edgeport gate out/minilm --budget budgets.toml --junit gate.xml
+  edgeport parity zoo:minilm -o out/parity
   edgeport run out/smollm2 "What is the capital of France?"
   edgeport targets
   edgeport doctor
@@ -47,6 +62,7 @@ app.command("export", short_help="Compress, lower, measure and bundle a model.")
 app.command("compress", short_help="Compress a model into a folder that any machine can export.")(compress.compress)
 app.command("validate", short_help="Check a bundle's files, run it and judge it again.")(validate.validate)
 app.command("gate", short_help="Judge a bundle's evidence by budgets, or against an older bundle.")(gate.gate)
+app.command("parity", short_help="Hold one model's files for several runtimes against the same inputs.")(parity.parity)
 app.command("run", short_help="Let a bundle's language model answer a prompt.")(run.run)
 app.command("chat", short_help="Chat with a bundle's language model.")(chat.chat)
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)

@@ -6,14 +6,16 @@ is finite, no output is stuck, and the integer weights in the file are the logic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeport.budgets import Budgets
 from edgeport.errors import EXIT_OK
 from edgeport.gate.accuracy import accuracy_checks
-from edgeport.gate.checks import PARITY_BUDGETS, measured_checks
+from edgeport.gate.checks import PARITY_BUDGETS, measured_checks, parity_checks
 from edgeport.gate.regression import regression_checks
-from edgeport.validate.evidence import Evidence, Measurements, Verdict
+from edgeport.validate.evidence import Check, Evidence, Measurements, OutputParity, Verdict
 
-__all__ = ["conclude", "judge"]
+__all__ = ["conclude", "judge", "judge_parity"]
 
 
 def judge(measurements: Measurements, budgets: Budgets, *, against: Measurements | None = None) -> Verdict:
@@ -28,8 +30,17 @@ def judge(measurements: Measurements, budgets: Budgets, *, against: Measurements
     """
     compared, notes = ([], []) if against is None else regression_checks(measurements, against, budgets.regression)
     checks = (*measured_checks(measurements, budgets), *accuracy_checks(measurements, budgets), *compared)
+    return _verdict(checks, notes)
+
+
+def judge_parity(compared: Sequence[OutputParity], budgets: Budgets) -> Verdict:
+    """`judge` of the parity budgets alone: for files of which nothing else was measured."""
+    return _verdict(parity_checks(compared, budgets), ())
+
+
+def _verdict(checks: Sequence[Check], notes: Sequence[str]) -> Verdict:
     exit_code = min((check.exit_code for check in checks if not check.passed), default=EXIT_OK)
-    return Verdict(passed=exit_code == EXIT_OK, exit_code=exit_code, checks=checks, notes=tuple(notes))
+    return Verdict(passed=exit_code == EXIT_OK, exit_code=exit_code, checks=tuple(checks), notes=tuple(notes))
 
 
 def conclude(measurements: Measurements, budgets: Budgets) -> Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from edgeport.budgets import Budgets
 from edgeport.errors import EXIT_LATENCY, EXIT_MEMORY, EXIT_NOT_VALID, EXIT_PARITY, EXIT_SIZE
@@ -129,7 +130,7 @@ def unmeasured(
 def measured_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
     """One check for each budget that is set, and those that need none."""
     return [
-        *_parity_checks(measurements, budgets),
+        *parity_checks(measurements.parity, budgets),
         _weight_check(measurements),
         *_delegation_checks(measurements, budgets),
         *_tokenizer_checks(measurements),
@@ -140,13 +141,14 @@ def measured_checks(measurements: Measurements, budgets: Budgets) -> list[Check]
     ]
 
 
-def _parity_checks(measurements: Measurements, budgets: Budgets) -> list[Check]:
+def parity_checks(compared: Sequence[OutputParity], budgets: Budgets) -> list[Check]:
+    """Closeness to the original, output by output; what was not compared fails."""
     wanted = {name: getattr(budgets, name) for name in PARITY_BUDGETS if getattr(budgets, name) is not None}
-    if not measurements.parity:
+    if not compared:
         why = "the artifact's outputs were not compared with the original's"
         return [unmeasured("finite", 1.0, why), *(unmeasured(name, value, why) for name, value in wanted.items())]
     checks = []
-    for parity in measurements.parity:
+    for parity in compared:
         name = parity.output
         finite = "every value is finite" if parity.finite else "the artifact gives NaN or infinite values"
         varies = "it follows the inputs" if parity.varies else "the artifact gives the same output whatever comes in"
