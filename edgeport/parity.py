@@ -8,13 +8,15 @@ and stops no other.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeport.errors import EXIT_BUG, BadInputError, EdgeportError, TargetRefusesError
+from edgeport.errors import EXIT_BUG, BadInputError, EdgeportError, TargetRefusesError, first_line
+from edgeport.golden import GOLDEN, as_taken, make_golden
 from edgeport.job import ExportRequest, Job
 from edgeport.prepare import prepare
 from edgeport.progress import Progress, Silent
@@ -32,14 +34,12 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, np.ndarray]
 
+T = TypeVar("T")
+
 DEFAULT_TARGETS = ("linux-x86_64-ort", "android-arm64-executorch", "ios18-coreml")
 """One a runtime."""
 
 DOCUMENT = "parity.json"
-GOLDEN = ("inputs.safetensors", "outputs.safetensors")
-LEAST_SAMPLES = 4
-MOST_BYTES = 400_000_000
-"""Of the torch model's outputs; `LEAST_SAMPLES` are kept whatever they take."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,12 @@ def parity(request: ParityRequest, progress: Progress | None = None) -> ParityMa
     ]
     jobs = [item for item in planned if isinstance(item, Job)]
     golden = make_golden(model, jobs, request.samples, progress)
-    cells = [_measured(item, golden, progress) if isinstance(item, Job) else item for item in planned]
+    cells = [
+        _or_why_not(item.request.target, item.settings.precision, partial(_measure, item, golden, progress))
+        if isinstance(item, Job)
+        else item
+        for item in planned
+    ]
     matrix = ParityMatrix(
         model=model.source.reference,
         task=model.task,
@@ -130,70 +135,6 @@ def parity(request: ParityRequest, progress: Progress | None = None) -> ParityMa
     return matrix
 
 
-def make_golden(model: Model, jobs: Sequence[Job], count: int, progress: Progress) -> Path:
-    """Inputs that every job takes, and the torch model's outputs on them: inputs, outputs, record.json.
-
-    Texts are as long as the jobs' shortest limit allows; where a target takes one length only, all are padded to it.
-    """
-    from edgeport.data.samples import samples, sequence_axis
-    from edgeport.job import state_digest
-    from edgeport.model.shapes import with_limit
-    from edgeport.plan import reference_bytes
-    from edgeport.runtime.torch import TorchSession
-    from edgeport.stages import run_stage, stage_key
-    from edgeport.vectors import save_vectors
-
-    axes = [axis for job in jobs if (axis := sequence_axis(job.model)) is not None]
-    limited = with_limit(model, "sequence", min(axis.maximum for axis in axes)) if axes else model
-    length = min((size for job in jobs for size in job.sequences), default=None)
-    kept = max(LEAST_SAMPLES, min(count, MOST_BYTES // max(reference_bytes(limited, 1), 1)))
-
-    def make(out: Path) -> None:
-        found = samples(limited, count=kept, split="parity", sequence=length)
-        session = TorchSession(limited)
-        outputs = []
-        for index, call in enumerate(found.inputs):
-            outputs.append(session.run(call))
-            progress.update(index + 1, len(found.inputs), "torch, float32")
-        save_vectors(out / GOLDEN[0], found.inputs)
-        save_vectors(out / GOLDEN[1], outputs)
-        (out / "record.json").write_text(canonical_json(asdict(found.record)))
-
-    progress.stage("golden", f"{kept} inputs through the torch model")
-    values = {
-        "files": dict(model.source.files),
-        "state": state_digest(model.module),
-        "task": model.task,
-        "inputs": [asdict(spec) for spec in limited.inputs],
-        "outputs": [spec.name for spec in limited.outputs],
-        "samples": kept,
-        "sequence": length,
-    }
-    return run_stage("golden", stage_key("golden", values), make, report=progress.message)
-
-
-def as_taken(model: Model, inputs: Arrays, outputs: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A golden input and its outputs in the form of one job's model.
-
-    A decoder with a cache takes a text without padding or masks, and scores its last positions.
-    """
-    from edgeport.model.types import SCORED
-
-    if model.decoder is None:
-        return {spec.name: inputs[spec.name] for spec in model.inputs}, dict(outputs)
-    taken = {spec.name: _unpadded(spec.name, inputs) for spec in model.inputs}
-    read = taken[model.inputs[-1].name].shape[1]
-    return taken, {"logits": outputs["logits"][:, :read][:, -SCORED:]}
-
-
-def _unpadded(name: str, inputs: Arrays) -> np.ndarray:
-    mask = inputs.get(name.replace("input_ids", "attention_mask"))
-    value = inputs[name]
-    if mask is None or mask.shape != value.shape:
-        return value
-    return value[:, mask[0] != 0]
-
-
 def _plan(request: ParityRequest, model: Model, target: Target, precision: Precision, progress: Progress) -> Job | Cell:
     """What to do for a cell, or the cell itself where there is nothing to do."""
     from edgeport.recipe import load_recipe
@@ -211,22 +152,22 @@ def _plan(request: ParityRequest, model: Model, target: Target, precision: Preci
         context=request.context if target.cache else None,
         samples=request.samples,
     )
-    try:
-        return prepare(asked, progress, at_hand=model)
-    except EdgeportError as error:
-        return _failed(target, precision, error)
+    return _or_why_not(target, precision, lambda: prepare(asked, progress, at_hand=model))
 
 
-def _measured(job: Job, golden: Path, progress: Progress) -> Cell:
-    """One cell of the matrix, whatever happens."""
-    target, precision = job.request.target, job.settings.precision
+def _or_why_not(target: Target, precision: Precision, make: Callable[[], T]) -> T | Cell:
+    """What `make` gives, or the cell that says why it gave nothing."""
     try:
-        return _measure(job, golden, progress)
+        return make()
     except EdgeportError as error:
-        return _failed(target, precision, error)
+        outcome = "refused" if isinstance(error, TargetRefusesError) else "error"
+        where = "" if error.where is None else f" ({error.where})"
+        found = {"exit_code": error.exit_code, "next_step": error.next_step}
+        return _empty(target, precision, outcome, f"{error.what}{where}").model_copy(update=found)
     except Exception as error:  # noqa: BLE001 - one runtime's failure is a finding, and must not hide the others'
-        made = _empty(target, precision, "error", f"{type(error).__name__}: {error}")
-        return made.model_copy(update={"exit_code": EXIT_BUG, "next_step": "`edgeport export` shows all of it."})
+        found = {"exit_code": EXIT_BUG, "next_step": "`edgeport export --debug` shows all of it."}
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return _empty(target, precision, "error", reason).model_copy(update=found)
     finally:
         # A runtime's buffers and an exporter's graphs would otherwise stay until the next cell is done.
         gc.collect()
@@ -326,10 +267,3 @@ def _empty(target: Target, precision: Precision, outcome: Any, reason: str | Non
         executed_by=executed_by(target.execution, target.runtime, this_machine().versions) if ran else "not executed",
         reason=reason,
     )
-
-
-def _failed(target: Target, precision: Precision, error: EdgeportError) -> Cell:
-    outcome = "refused" if isinstance(error, TargetRefusesError) else "error"
-    where = "" if error.where is None else f" ({error.where})"
-    made = _empty(target, precision, outcome, f"{error.what}{where}")
-    return made.model_copy(update={"exit_code": error.exit_code, "next_step": error.next_step})

@@ -14,6 +14,7 @@ TITLES = {
     "start": "Start the libraries",
     "load": "Load the model",
     "reference": "Run the original",
+    "golden": "Run the original",
     "compress": "Compress",
     "lower": "Lower for the target",
     "baseline": "Lower the fp32 baseline",
