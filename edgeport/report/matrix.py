@@ -15,9 +15,9 @@ from edgeport.validate.matrix import Cell, ParityMatrix
 if TYPE_CHECKING:
     from jinja2 import Template
 
-HEADER = ("target", "precision", "size", "output", "max abs", "relative", "cosine", "KL", "top-1", "")
+HEADER = ("target", "precision", "size", "executed by", "output", "max abs", "relative", "cosine", "KL", "top-1", "")
 ABSENT = "–"
-UNROUNDED = "not rounded between operators"
+UNROUNDED = "unrounded"
 
 _TEMPLATES = resources.files("edgeport.report") / "templates"
 
@@ -35,7 +35,7 @@ def rows(matrix: ParityMatrix) -> Iterator[Row]:
     """The matrix line by line."""
     for cell in matrix.cells:
         size = ABSENT if cell.file_bytes is None else format_bytes(cell.file_bytes)
-        head = (cell.target, cell.precision, size)
+        head = (cell.target, cell.precision, size, _by(cell))
         if not cell.outputs:
             yield Row(cell.outcome, (*head, *(ABSENT,) * 6, cell.outcome), _reason(cell))
         for index, output in enumerate(cell.outputs):
@@ -49,7 +49,7 @@ def markdown(matrix: ParityMatrix) -> str:
     """The matrix as Markdown."""
     word = "all cells pass" if matrix.exit_code == 0 else f"exit code {matrix.exit_code}"
     lines = [f"## edgeport parity: {matrix.model}, {word}", "", _lead(matrix), ""]
-    lines += ["| " + " | ".join(HEADER) + " |", "|---|---|---:|---|---:|---:|---:|---:|---:|---|"]
+    lines += ["| " + " | ".join(HEADER) + " |", "|---|---|---:|---|---|---:|---:|---:|---:|---:|---|"]
     lines += ["| " + " | ".join(_escaped(value) for value in row.cells) + " |" for row in rows(matrix)]
     lines += ["", *(f"- {_escaped(line)}" for line in statements(matrix))]
     return "\n".join(lines) + "\n"
@@ -63,6 +63,7 @@ def html(matrix: ParityMatrix) -> str:
         rows=tuple(rows(matrix)),
         statements=statements(matrix),
         lead=_lead(matrix),
+        files=sum(cell.file_bytes is not None for cell in matrix.cells),
         document=matrix.model_dump_json(indent=2),
         style=_style(),
     )
@@ -74,7 +75,8 @@ def statements(matrix: ParityMatrix) -> tuple[str, ...]:
         f"{cell.target}: {cell.executed_by}" for cell in matrix.cells if cell.executed_by != "not executed"
     )
     why = [f"{cell.target} {cell.precision}: {cell.outcome}, {_reason(cell)}" for cell in matrix.cells if cell.reason]
-    return (*who, *why)
+    told = "unrounded: the float16 file with no value rounded between operators: float16 weights alone"
+    return (*who, *why, *([told] if any(cell.unrounded for cell in matrix.cells) else ()))
 
 
 def _lead(matrix: ParityMatrix) -> str:
@@ -102,6 +104,11 @@ def _numbers(parity: OutputParity) -> tuple[str, ...]:
         ABSENT if parity.kl is None else f"{parity.kl.mean:.2g}",
         ABSENT if parity.top1_agreement is None else f"{parity.top1_agreement.mean:.4f}",
     )
+
+
+def _by(cell: Cell) -> str:
+    """Who executed a file, in few words; the whole statement stands below the table."""
+    return cell.executed_by.removeprefix("executed by ").partition(";")[0].removesuffix(" here")
 
 
 def _reason(cell: Cell) -> str:

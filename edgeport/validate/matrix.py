@@ -27,8 +27,8 @@ class Cell(Strict):
         executed_by: who ran the file, in words.
         file_bytes: of the model file(s); None where none was made.
         outputs: against the torch model, one entry an output.
-        unrounded: the same of a Core ML file in float16 whose values are not rounded between operators: what is left is
-            the conversion's error, the difference to `outputs` is float16's.
+        unrounded: the same of a Core ML file in float16 whose values are not rounded between operators: what is left
+            is the conversion and the weights in float16.
         checks: the parity budgets of the recipe of that precision.
         reason, next_step: why there are no numbers, and what can be done about it.
         exit_code: of this cell alone.

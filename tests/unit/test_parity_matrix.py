@@ -111,7 +111,7 @@ def test_both_pages_say_the_numbers_and_why_a_cell_has_none() -> None:
     assert "not finite" in page.cells
     assert "exit code 10" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {11}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {12}
     assert "other fp16: refused, </td><script>alert(1)</script> \\| x Next: Take another." in text
 
 
