@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgeport.model.types import Model
 
 
 def _tokenizer(folder: Path, size: int) -> None:
@@ -203,3 +207,64 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[architecture]
 
     return get
+
+
+WIDE, SLIDING, ENDS = {"head_dim": 16}, {"sliding_window": 8}, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": SLIDING,
+    "qwen2": {},
+    "qwen3": WIDE,
+    "gemma": WIDE,
+    "gemma2": {**WIDE, **SLIDING},
+    "gemma3_text": {**WIDE, **SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi3": ENDS,
+    "gpt2": ENDS,
+}
+"""What a family's tiny model has beside the sizes that all have."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `decoder_family` runs for each; `@pytest.mark.often(...)` names those that are not slow."""
+    if "decoder_family" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("often")
+    often = DECODERS if marker is None else marker.args
+    families = [pytest.param(name, marks=() if name in often else pytest.mark.slow) for name in DECODERS]
+    metafunc.parametrize("decoder_family", families)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder() -> Callable[..., Model]:
+    """Makes a family's random model, without a cache: `tiny_decoder("llama", vocabulary=97, positions=128)`.
+
+    More keywords go into its config. The initial weights are large, so that errors are; the biases are not zero.
+    """
+
+    def build(family: str, *, vocabulary: int, positions: int, layers: int = 2, **own: Any) -> Model:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from edgeport.model.build import build_huggingface
+
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": positions,
+        }
+        if family == "gpt2":
+            sizes = {"n_embd": 64, "n_layer": layers, "n_head": 4, "n_positions": positions}
+        options = {"vocab_size": vocabulary, "initializer_range": 0.2, **sizes, **DECODERS[family], **own}
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+        names = {"name": family, "reference": family, "kind": "factory", "task": "text-generation"}
+        return build_huggingface(module, **names, files={}, assets={}, licence=None, note=None)
+
+    return build

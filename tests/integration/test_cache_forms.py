@@ -19,7 +19,6 @@ from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import cache_bytes, lower
 from edgeport.export.onnx import decoder as onnx_decoder
 from edgeport.formats import CACHE_BITS, CacheFormat
-from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import Call, StepCache, attending, causal_attention, for_generation
 from edgeport.model.types import Model
 from edgeport.runtime.decoder import Tokens
@@ -31,49 +30,25 @@ from edgeport.target import load_target
 TARGET = load_target("linux-x86_64-ort")
 VOCABULARY, CONTEXT = 97, 96
 WINDOW, SLACK = 8, 6
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": TEXT,
-    "mistral": {**TEXT, "sliding_window": WINDOW},
-    "gemma2": {**TEXT, "sliding_window": WINDOW, "head_dim": 32},
-    "phi": {**TEXT, "partial_rotary_factor": 0.5},
-}
+OWN: dict[str, dict[str, Any]] = {"llama": {"tie_word_embeddings": False}, "gemma2": {"head_dim": 32}}
 
 
-def make(family: str, form: CacheFormat = "float") -> Model:
-    from transformers import AutoConfig, AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def make(tiny_decoder: Callable[..., Model]) -> Callable[..., Model]:
+    """A family's random model, with the scales of its cache where that holds integers."""
 
-    torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
-    made = build_huggingface(
-        module,
-        name=family,
-        reference=family,
-        kind="factory",
-        task="text-generation",
-        files={},
-        assets={},
-        licence=None,
-        note=None,
-    )
-    model = for_generation(made, CONTEXT)
-    assert model.decoder is not None
-    if form == "float":
-        return model
-    decoder = replace(model.decoder, cache=form)
-    texts = [torch.from_numpy(ids(60, seed=seed))[None] for seed in range(7)]
-    scales = cache_scales(replace(model, decoder=decoder), texts, form)
-    return replace(model, decoder=replace(decoder, scales=scales))
+    def build(family: str, form: CacheFormat = "float") -> Model:
+        plain = tiny_decoder(family, vocabulary=VOCABULARY, positions=128, **OWN.get(family, {}))
+        model = for_generation(plain, CONTEXT)
+        assert model.decoder is not None
+        if form == "float":
+            return model
+        decoder = replace(model.decoder, cache=form)
+        texts = [torch.from_numpy(ids(60, seed=seed))[None] for seed in range(7)]
+        scales = cache_scales(replace(model, decoder=decoder), texts, form)
+        return replace(model, decoder=replace(decoder, scales=scales))
+
+    return build
 
 
 def lowered(model: Model, out: Path) -> Artifact:
@@ -97,7 +72,7 @@ def little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def windowed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
+def windowed(make: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
     """Both layers have windows."""
     model = make("mistral")
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +145,7 @@ def step_by_step(tokens: Tokens, text: np.ndarray, first: int) -> np.ndarray:
     [("llama", "int8", 0.05), ("gemma2", "int4", 0.5), ("phi", "int4", 0.5)],
 )
 def test_a_cache_of_integers_scores_as_rounded_keys_and_values_do(
-    family: str, form: CacheFormat, loss: float, tmp_path: Path
+    make: Callable[..., Model], family: str, form: CacheFormat, loss: float, tmp_path: Path
 ) -> None:
     """The file rounds exactly to the steps that calibration chose; what that costs the scores is bounded too. Gemma 2
     has one layer with a window and one that sees everything, both with a soft cap."""
@@ -186,7 +161,7 @@ def test_a_cache_of_integers_scores_as_rounded_keys_and_values_do(
     assert tokens.cache_bytes == cache_bytes(model.decoder, TARGET) == wide * CACHE_BITS[form] // 32
 
 
-def test_steps_are_the_best_of_those_tried_for_every_channel() -> None:
+def test_steps_are_the_best_of_those_tried_for_every_channel(make: Callable[..., Model]) -> None:
     """Against a plain search on all values at once; outliers in one channel leave the others fine steps."""
     model = make("llama", "int4")
     assert model.decoder is not None
@@ -283,7 +258,7 @@ def test_a_context_that_a_device_can_not_hold_is_refused_with_the_longest_that_f
     assert dry_run(str(small), longest + 1)[0] == 3
 
 
-def test_a_target_that_keeps_floats_refuses_integers(tmp_path: Path) -> None:
+def test_a_target_that_keeps_floats_refuses_integers(make: Callable[..., Model], tmp_path: Path) -> None:
     plain = TARGET.model_copy(update={"kv_cache": ("float",)})
     with pytest.raises(TargetRefusesError, match="keeps no keys and values in int8") as caught:
         lower(make("llama", "int8"), plain, LoweringSettings("fp32", "dynamic", kv_cache="int8"), tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from edgeport.compress import apply_recipe
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import lower, read_weights
-from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import for_generation
 from edgeport.model.types import Model
 from edgeport.recipe import Recipe
@@ -30,57 +29,17 @@ pytest.importorskip("executorch")
 
 TARGET = "android-arm64-executorch"
 VOCABULARY = 320
-FAMILIES = {
-    "llama": {"tie_word_embeddings": True},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "gemma": {"head_dim": 16},
-    "gemma2": {"head_dim": 16, "sliding_window": 8},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    "phi": {"partial_rotary_factor": 0.5},
-    "phi3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {"sliding_window": 8},
-    "gpt2": {},
-}
 
 
-def make(kind: str, *, layers: int = 2, context: int = 160) -> Model:
-    """A family's random model with a cache. The initial weights are large, so that errors are."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def make(tiny_decoder: Callable[..., Model]) -> Callable[..., Model]:
+    """A family's random model with a cache of 160 tokens."""
 
-    if kind == "gpt2":
-        config = AutoConfig.for_model(
-            "gpt2", vocab_size=VOCABULARY, n_embd=64, n_layer=layers, n_head=4, n_positions=192, initializer_range=0.1
-        )
-    else:
-        config = AutoConfig.for_model(
-            kind,
-            **{
-                "vocab_size": VOCABULARY,
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": layers,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 192,
-                "initializer_range": 0.1,
-                **FAMILIES[kind],
-            },
-        )
-    torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(config).eval()
-    model = build_huggingface(
-        module,
-        name=kind,
-        reference=kind,
-        kind="factory",
-        task="text-generation",
-        files={},
-        assets={},
-        licence=None,
-        note=None,
-    )
-    return for_generation(model, context)
+    def build(family: str, layers: int = 2) -> Model:
+        sizes = {"vocabulary": VOCABULARY, "positions": 192, "layers": layers, "initializer_range": 0.1}
+        return for_generation(tiny_decoder(family, **sizes), 160)
+
+    return build
 
 
 def compressed(model: Model, form: str) -> Model:
@@ -129,13 +88,12 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES))
-def test_traced_program_is_the_model(kind: str) -> None:
+def test_traced_program_is_the_model(make: Callable[..., Model], decoder_family: str) -> None:
     """The very graph that is lowered, run by torch with ExecuTorch's attention kernels: a prompt, pieces, tokens."""
     from edgeport.export.executorch.decoder import export_decoder
     from edgeport.export.executorch.program import exporter_patches
 
-    model = make(kind, layers=2 if kind.startswith("gemma") else 1)
+    model = make(decoder_family, layers=2 if decoder_family.startswith("gemma") else 1)
     with exporter_patches():
         run = export_decoder(model).module(check_guards=False)
     ids = text(40)
@@ -148,24 +106,17 @@ def test_traced_program_is_the_model(kind: str) -> None:
         assert relative(scores[0].numpy(), expected[at - 1]) < 2e-5, (length, at)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "mistral",
-        "gemma2",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in sorted({*FAMILIES} - {"mistral", "gemma2"})),
-    ],
-)
-def test_program_is_the_model(kind: str, tmp_path: Path) -> None:
+@pytest.mark.often("mistral", "gemma2")
+def test_program_is_the_model(make: Callable[..., Model], decoder_family: str, tmp_path: Path) -> None:
     """The file in its runtime: windows by a mask (mistral), soft caps by products (gemma2)."""
-    model = make(kind, layers=1 if kind in ("mistral", "gemma2") else 2)
+    model = make(decoder_family, layers=1 if decoder_family in ("mistral", "gemma2") else 2)
     ids = text(60)
     got = open_session(lowered(model, tmp_path / "out")).run({"input_ids": ids[None]})["logits"]
     assert relative(got, TorchSession(model).run({"input_ids": ids[None]})["logits"]) < 2e-5
 
 
 @pytest.fixture(scope="module")
-def int4() -> Model:
+def int4(make: Callable[..., Model]) -> Model:
     return compressed(make("llama"), "int4_g32")
 
 

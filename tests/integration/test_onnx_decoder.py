@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import read_weights
 from edgeport.export.onnx.lower import lower
-from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import for_generation
 from edgeport.model.types import SCORED, Model
 from edgeport.quantized import digest
@@ -30,52 +29,12 @@ from edgeport.target import load_target
 
 TARGET = load_target("linux-x86_64-ort")
 VOCABULARY = 97
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
-SLIDING = {"sliding_window": 8}
-NO_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {**TEXT, "tie_word_embeddings": True},
-    "mistral": {**TEXT, **SLIDING},
-    "qwen2": TEXT,
-    "qwen3": {**TEXT, "head_dim": 16},
-    "gemma": {**TEXT, "head_dim": 16},
-    "gemma2": {**TEXT, "head_dim": 16, **SLIDING},
-    "gemma3_text": {**TEXT, "head_dim": 16, **SLIDING, "sliding_window_pattern": 2},
-    "phi": {**TEXT, "partial_rotary_factor": 0.5},
-    "phi3": {**TEXT, **NO_ENDS},
-    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, **NO_ENDS},
-}
 
 
-def make(family: str) -> Model:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
-    if family == "qwen2":
-        for name, parameter in module.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.3)
-    return build_huggingface(
-        module,
-        name=family,
-        reference=family,
-        kind="factory",
-        task="text-generation",
-        files={},
-        assets={},
-        licence=None,
-        note=None,
-    )
+@pytest.fixture(scope="module")
+def make(tiny_decoder: Callable[..., Model]) -> Callable[..., Model]:
+    """A family's random model without a cache."""
+    return partial(tiny_decoder, vocabulary=VOCABULARY, positions=128)
 
 
 def lowered(model: Model, out: Path, *, ort_format: bool = False) -> Artifact:
@@ -98,15 +57,16 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
+def llama(make: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
     model = for_generation(make("llama"), 48)
     return model, lowered(model, tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_scores_through_its_cache_what_it_scores_without(family: str, tmp_path: Path) -> None:
+def test_every_family_scores_through_its_cache_what_it_scores_without(
+    make: Callable[..., Model], decoder_family: str, tmp_path: Path
+) -> None:
     """Prompt and single tokens; texts longer than a sliding window of 8."""
-    model = for_generation(make(family))
+    model = for_generation(make(decoder_family))
     session = open_session(lowered(model, tmp_path))
     for length in (50, 3):
         wanted = TorchSession(model).run(text(length))["logits"]
@@ -125,7 +85,7 @@ def test_every_family_scores_through_its_cache_what_it_scores_without(family: st
     ],
 )
 def test_compressed_weights_are_in_the_file_and_the_mobile_format_answers_the_same(
-    family: str, form: str, activations: str, bound: float, tmp_path: Path
+    make: Callable[..., Model], family: str, form: str, activations: str, bound: float, tmp_path: Path
 ) -> None:
     """The bound is that of activations in 8 bits."""
     model = compressed(for_generation(make(family)), form, activations)
@@ -141,7 +101,7 @@ def test_compressed_weights_are_in_the_file_and_the_mobile_format_answers_the_sa
     assert error(other, found) < 1e-5
 
 
-def test_projections_to_queries_keys_and_values_are_one_product(tmp_path: Path) -> None:
+def test_projections_to_queries_keys_and_values_are_one_product(make: Callable[..., Model], tmp_path: Path) -> None:
     import onnx
 
     artifact = lowered(compressed(for_generation(make("qwen2")), "int4_g16", "dynamic_int8"), tmp_path)
@@ -227,7 +187,7 @@ def test_what_is_timed_is_one_token_after_the_others(llama: tuple[Model, Artifac
         assert session.tokens.length == 20
 
 
-def test_a_model_without_a_cache_can_not_generate(tmp_path: Path) -> None:
+def test_a_model_without_a_cache_can_not_generate(make: Callable[..., Model], tmp_path: Path) -> None:
     artifact = lowered(make("llama"), tmp_path)
     assert artifact.context is None
     with pytest.raises(BadInputError, match="exported without a cache"):
@@ -235,7 +195,7 @@ def test_a_model_without_a_cache_can_not_generate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 129])
-def test_a_context_that_the_model_can_not_count_is_refused(context: int) -> None:
+def test_a_context_that_the_model_can_not_count_is_refused(make: Callable[..., Model], context: int) -> None:
     with pytest.raises(BadInputError, match="can't hold") as caught:
         for_generation(make("llama"), context)
     assert "2 to 128" in (caught.value.allowed or "")
@@ -248,13 +208,10 @@ def test_an_encoder_gets_no_cache(tiny_model: Callable[[str], Path]) -> None:
         for_generation(load_model(str(tiny_model("bert"))))
 
 
-def test_positions_that_change_with_the_length_are_refused() -> None:
+def test_positions_that_change_with_the_length_are_refused(make: Callable[..., Model]) -> None:
     """Dynamic NTK turns all positions otherwise when a text outgrows the trained length: a cache can't follow."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-    config = LlamaConfig(**TEXT, rope_parameters=scaling)  # trained for 128, so 512 is long
-    model = replace(make("llama"), module=AutoModelForCausalLM.from_config(config).eval())
+    model = make("llama", rope_parameters=scaling)  # trained for 128, so 512 is long
     import tempfile
 
     long = for_generation(model, 128)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.export.artifact import Artifact, LoweringSettings
 from edgeport.export.dispatch import cache_bytes, lower
 from edgeport.export.onnx.genai import genai_config
-from edgeport.model.build import build_huggingface
 from edgeport.model.decoder import for_generation
 from edgeport.model.types import Model
 from edgeport.runtime.session import open_session, open_tokens
@@ -26,48 +24,17 @@ from edgeport.target import OnnxRuntimeOptions, load_target
 OPTIONS = OnnxRuntimeOptions(opset=23, attention="standard")
 TARGET = load_target("linux-x86_64-ort").model_copy(update={"onnxruntime": OPTIONS})
 VOCABULARY = 97
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
-WIDE, SLIDING, ENDS = {"head_dim": 16}, {"sliding_window": 8}, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {**TEXT, "tie_word_embeddings": True},
-    "mistral": {**TEXT, **SLIDING},
-    "qwen2": TEXT,
-    "qwen3": {**TEXT, **WIDE},
-    "gemma": {**TEXT, **WIDE},
-    "gemma2": {**TEXT, **WIDE, **SLIDING, "attn_logit_softcapping": 3.0},
-    "gemma3_text": {**TEXT, **WIDE, **SLIDING, "sliding_window_pattern": 2},
-    "phi": {**TEXT, "partial_rotary_factor": 0.5},
-    "phi3": {**TEXT, **ENDS},
-    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, **ENDS},
-}
 
 
-def make(family: str) -> Model:
-    from transformers import AutoConfig, AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def make(tiny_decoder: Callable[..., Model]) -> Callable[..., Model]:
+    """A family's random model with a cache of 64 tokens."""
 
-    torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
-    made = build_huggingface(
-        module,
-        name=family,
-        reference=family,
-        kind="factory",
-        task="text-generation",
-        files={},
-        assets={},
-        licence=None,
-        note=None,
-    )
-    return for_generation(made, 64)
+    def build(family: str) -> Model:
+        own = {"attn_logit_softcapping": 3.0} if family == "gemma2" else {}
+        return for_generation(tiny_decoder(family, vocabulary=VOCABULARY, positions=128, **own), 64)
+
+    return build
 
 
 def lowered(model: Model, out: Path) -> Artifact:
@@ -82,16 +49,12 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-OFTEN = ("llama", "mistral", "gemma2", "phi", "gpt2")
-"""Families that differ in what attention gets; the rest is slow."""
-
-
-@pytest.mark.parametrize(
-    "family", [*OFTEN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES if kind not in OFTEN)]
-)
-def test_every_family_scores_through_its_cache_what_it_scores_without(family: str, tmp_path: Path) -> None:
+@pytest.mark.often("llama", "mistral", "gemma2", "phi", "gpt2")  # they differ in what attention gets
+def test_every_family_scores_through_its_cache_what_it_scores_without(
+    make: Callable[..., Model], decoder_family: str, tmp_path: Path
+) -> None:
     """Texts of several windows, one token alone, and nothing but the standard's operators in the file."""
-    model = make(family)
+    model = make(decoder_family)
     artifact = lowered(model, tmp_path)
     session = open_session(artifact)
     for length in (60, 1):
@@ -100,10 +63,12 @@ def test_every_family_scores_through_its_cache_what_it_scores_without(family: st
     file = onnx.load(artifact.path)
     assert {(entry.domain, entry.version) for entry in file.opset_import} == {("", 23)}
     attention = [node for node in file.graph.node if node.op_type == "Attention"]
-    assert len(attention) == (0 if family == "gemma2" else 2)  # with a soft cap: matrix products
+    assert len(attention) == (0 if decoder_family == "gemma2" else 2)  # with a soft cap: matrix products
 
 
-def test_the_cache_is_used_up_to_its_last_place_and_forgets_what_it_is_told_to(tmp_path: Path) -> None:
+def test_the_cache_is_used_up_to_its_last_place_and_forgets_what_it_is_told_to(
+    make: Callable[..., Model], tmp_path: Path
+) -> None:
     model = make("mistral")
     assert model.decoder is not None
     artifact = lowered(model, tmp_path)
@@ -124,14 +89,14 @@ def test_the_cache_is_used_up_to_its_last_place_and_forgets_what_it_is_told_to(t
         tokens.feed(text(1))
 
 
-def test_what_the_form_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_what_the_form_does_not_have_is_refused(make: Callable[..., Model], tmp_path: Path) -> None:
     with pytest.raises(TargetRefusesError, match="The standard's Attention keeps no keys and values in int8"):
         lower(make("llama"), TARGET, LoweringSettings("fp32", "dynamic", kv_cache="int8"), tmp_path)
     with pytest.raises(BadInputError, match="opset 23"):
         parse_mapping(OnnxRuntimeOptions, {"opset": 21, "attention": "standard"}, "test")
 
 
-def test_the_generation_library_is_told_that_the_cache_grows() -> None:
+def test_the_generation_library_is_told_that_the_cache_grows(make: Callable[..., Model]) -> None:
     config = genai_config(make("llama"), "model.onnx", [2], grows=True)
     assert config is not None
     assert json.loads(config)["search"]["past_present_share_buffer"] is False

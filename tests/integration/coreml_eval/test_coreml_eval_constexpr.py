@@ -94,6 +94,15 @@ def iOS18(mb: Any) -> dict[str, Any]:
         lut=floats(np.float16, 1, 1, 2, 3),
         vector_axis=np.int32(0),
     )
+    # What coremltools makes of a pruned weight with a palette whose entries are integers.
+    sparse_integers = mb.constexpr_lut_to_sparse(
+        indices_mask=typed(types.uint1, MASK),
+        indices_nonzero_data=typed(types.uint4, integers(0, 16, ONES)),
+        lut=integers(-128, 128, 1, 1, 16, 1).astype(np.int8),
+    )
+    sparse_scaled = mb.constexpr_sparse_blockwise_shift_scale(
+        data_mask=sparse_integers[0], nonzero_data=sparse_integers[1], scale=floats(np.float16, 6, 1)
+    )
     return {
         "int4_blocks": mb.constexpr_blockwise_shift_scale(
             data=typed(types.int4, integers(-8, 8, 4, 64)), scale=floats(np.float16, 4, 2)
@@ -143,6 +152,7 @@ def iOS18(mb: Any) -> dict[str, Any]:
         "sparse": mb.constexpr_sparse_to_dense(nonzero_data=floats(np.float16, ONES), mask=typed(types.uint1, MASK)),
         "sparse_int4_scaled": mb.constexpr_sparse_to_dense(nonzero_data=sparse_codes[1], mask=sparse_codes[0]),
         "sparse_palette": mb.constexpr_sparse_to_dense(nonzero_data=sparse_palette[1], mask=sparse_palette[0]),
+        "sparse_palette_of_int8": mb.constexpr_sparse_to_dense(nonzero_data=sparse_scaled[1], mask=sparse_scaled[0]),
         "sparse_vectors": mb.constexpr_sparse_to_dense(nonzero_data=sparse_vectors[1], mask=sparse_vectors[0]),
     }
 
