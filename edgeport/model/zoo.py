@@ -35,7 +35,15 @@ class ZooEntry(Strict):
 
     name: str
     title: str
-    loader: Literal["huggingface", "gguf", "efficientnet-lite0", "mobilenet-v2", "whisper-ctranslate2"]
+    loader: Literal[
+        "huggingface",
+        "gguf",
+        "efficientnet-lite0",
+        "mobilenet-v2",
+        "whisper-ctranslate2",
+        "silero-vad",
+        "nano-ocr",
+    ]
     entry: str
     licence: str
     task: str
@@ -125,6 +133,14 @@ def _load(entry: ZooEntry, path: Path, task: str | None, hashes: dict[str, str],
         from edgeport.model.whisper import load_whisper
 
         return load_whisper(path, name=entry.name, reference=reference, hashes=hashes)
+    if entry.loader == "silero-vad":
+        from edgeport.model.silero_vad import load_silero_vad
+
+        return load_silero_vad(path, name=entry.name, reference=reference, hashes=hashes)
+    if entry.loader == "nano-ocr":
+        from edgeport.model.nano_ocr import load_nano_ocr
+
+        return load_nano_ocr(path, name=entry.name, reference=reference, hashes=hashes)
     labels = None if entry.labels is None else entry.labels.folder / next(iter(entry.labels.members))
     if entry.loader == "mobilenet-v2":
         from edgeport.model.mobilenet_v2 import load_mobilenet_v2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import SCORED, Axis, Model, TensorSpec
+from edgeport.runtime.decoder import check_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,54 @@ class TorchSession:
                 result = self.model.module(**tensors, use_cache=False, logits_to_keep=SCORED)
         found = select_outputs(result, tuple(spec.name for spec in self.model.outputs))
         return {name: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for name, t in found.items()}
+
+
+class TorchEncodedTokens:
+    """An encoder-decoder that reads all tokens again for each new one: the reference of what is written with a cache.
+
+    See `edgeport.runtime.decoder.EncodedTokens`.
+    """
+
+    name = "torch"
+    vendor_kernels = True
+
+    def __init__(self, model: Model) -> None:
+        source, target = model.inputs
+        self.source = source.name
+        longest = target.shape[1]
+        self.context = longest.maximum if isinstance(longest, Axis) else longest
+        self.module: Any = model.module
+        self._spec = source
+        self._ids: list[int] = []
+        self._states: Any = None
+
+    @property
+    def length(self) -> int:
+        """Tokens fed."""
+        return len(self._ids)
+
+    def encode(self, source: np.ndarray) -> None:
+        """Run the encoder on its input, and forget all tokens. See `EncodedTokens.encode`."""
+        with torch.inference_mode():
+            self._states = self.module.get_encoder()(as_tensor(self._spec, source))
+        self.rewind()
+
+    def rewind(self, length: int = 0) -> None:
+        """Forget all tokens but the first `length`."""
+        del self._ids[length:]
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        """Append tokens, int64 (S,); the scores of the next one, float32 (V,). See `Tokens.feed`."""
+        if self._states is None:
+            raise BadInputError("Nothing was encoded yet that the tokens could be for.", where=self.source)
+        check_tokens(self, ids, self.module.config.vocab_size)
+        self._ids += ids.tolist()
+        with torch.inference_mode():
+            result = self.module(
+                encoder_outputs=self._states, decoder_input_ids=torch.tensor([self._ids]), use_cache=False
+            )
+        scores: np.ndarray = result.logits[0, -1].to(torch.float32).numpy()
+        return scores
 
 
 def as_tensor(spec: TensorSpec, value: np.ndarray) -> torch.Tensor:

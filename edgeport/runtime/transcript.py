@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,16 +107,31 @@ class Transcriber:
         Raises:
             BadInputError: the model does not know the language.
         """
-        known = self.texts.tokenizer.get_vocab()
-        wanted = ["<|notimestamps|>"]
-        if self.settings.get("is_multilingual"):
-            wanted = [f"<|{language or 'en'}|>", "<|transcribe|>", *wanted]
-        elif language not in (None, "en"):
-            raise BadInputError("The model knows English only.", where="--language", allowed="en")
-        missing = [token for token in wanted if token not in known]
-        if missing:
-            raise BadInputError(f"The tokenizer does not know {missing[0]}.", where="--language", allowed="en, de, ...")
-        return [*self.start, *(known[token] for token in wanted)]
+        return transcript_start(self.texts.tokenizer.get_vocab(), self.settings, self.start, language)
+
+
+def transcript_start(
+    known: Mapping[str, int], settings: Mapping[str, Any], start: Sequence[int], language: str | None = None
+) -> list[int]:
+    """The tokens that a Whisper transcript begins with.
+
+    Args:
+        known: the tokenizer's vocabulary.
+        settings: generation_config.json.
+        start: tokens that every text of the model begins with.
+
+    Raises:
+        BadInputError: the model does not know the language.
+    """
+    wanted = ["<|notimestamps|>"]
+    if settings.get("is_multilingual"):
+        wanted = [f"<|{language or 'en'}|>", "<|transcribe|>", *wanted]
+    elif language not in (None, "en"):
+        raise BadInputError("The model knows English only.", where="--language", allowed="en")
+    missing = [token for token in wanted if token not in known]
+    if missing:
+        raise BadInputError(f"The tokenizer does not know {missing[0]}.", where="--language", allowed="en, de, ...")
+    return [*start, *(known[token] for token in wanted)]
 
 
 def speech_features(path: Path, spec: TensorSpec) -> np.ndarray:

@@ -22,6 +22,9 @@ Kind = Literal[
     "similarity",
     "retrieval",
     "image_classification",
+    "speech_recognition",
+    "voice_activity",
+    "text_recognition",
     "custom",
 ]
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -32,6 +35,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "similarity": ("first", "second", "score"),
     "retrieval": ("query", "answer"),
     "image_classification": ("path", "label"),
+    "speech_recognition": ("audio", "text"),
+    "voice_activity": ("audio", "speech"),
+    "text_recognition": ("path", "text"),
     "custom": (),
 }
 """What each kind needs of a row."""
@@ -44,12 +50,27 @@ NEEDS: dict[Kind, str] = {
     "similarity": "a text encoder",
     "retrieval": "a text encoder",
     "image_classification": "an image classifier",
+    "speech_recognition": "a model that writes recordings down",
+    "voice_activity": "a model that tells speech from silence",
+    "text_recognition": "a model that reads words off pictures",
     "custom": "a model that takes a text",
 }
 """Which models a kind can be asked of."""
 
 Reader = Literal[
-    "jsonl", "csv", "images", "social_iqa", "labelled_sentences", "intents", "document_pairs", "dialogues", "passages"
+    "jsonl",
+    "csv",
+    "images",
+    "social_iqa",
+    "labelled_sentences",
+    "intents",
+    "document_pairs",
+    "dialogues",
+    "passages",
+    "transcribed",
+    "spoken_dates",
+    "speech_in_noise",
+    "drawn_words",
 ]
 FILES: tuple[Reader, ...] = ("jsonl", "csv", "images")
 """Readers of a user's own data."""
@@ -66,6 +87,7 @@ class Suite(Strict):
         columns: for each column that the kind needs, its name in the data, where it differs.
         label_pattern: regular expression on a picture's file name whose first group is its class index; without it a
             picture's folder is its class.
+        labels: the class index of each picture by its file's name, in place of both.
         training: rows that a classifier on top of embeddings is fitted on; never overlaps `evaluation`.
         evaluation: rows that are measured on. Rows are shuffled once, with a fixed seed, before they are cut.
         quick: rows of a quick run: the first of `evaluation`.
@@ -84,6 +106,7 @@ class Suite(Strict):
     package: PinnedPackage | None = None
     columns: dict[str, str] = Field(default_factory=dict)
     label_pattern: str | None = None
+    labels: dict[str, int] = Field(default_factory=dict)
     training: Slice | None = None
     evaluation: Slice
     quick: int = Field(default=100, ge=1)

@@ -17,13 +17,22 @@ from edgeport.validate.tasks import score_task
 
 def fits(suite: Suite, traits: Traits) -> bool:
     """Whether the suite can be asked of the model."""
-    if suite.kind in ("language_modelling", "next_word", "multiple_choice"):
-        return traits.predicts_tokens and traits.tokenizer is not None
-    if suite.kind == "image_classification":
-        return traits.classifies_pictures
-    if suite.kind == "text_classification" and traits.classifies_texts:
-        return traits.tokenizer is not None
-    return (traits.embeds or suite.kind == "custom") and traits.tokenizer is not None
+    reads = traits.tokenizer is not None
+    if suite.kind == "text_classification":
+        return reads and (traits.embeds or traits.classifies_texts)
+    answers = {
+        "language_modelling": reads and traits.predicts_tokens,
+        "next_word": reads and traits.predicts_tokens,
+        "multiple_choice": reads and traits.predicts_tokens,
+        "similarity": reads and traits.embeds,
+        "retrieval": reads and traits.embeds,
+        "image_classification": traits.classifies_pictures,
+        "speech_recognition": traits.transcript is not None,
+        "voice_activity": traits.hears_speech,
+        "text_recognition": traits.reads_pictures,
+        "custom": reads,
+    }
+    return answers[suite.kind]
 
 
 def fitting_suites(traits: Traits) -> list[str]:
@@ -72,7 +81,8 @@ def evaluate(
 
 
 def calibrated_on(card: str | None) -> frozenset[str]:
-    """The texts, or the names of the pictures, of a data card's calibration slice; empty for other data."""
+    """The texts, the names of the pictures, or the recording's sha256 of a data card's calibration slice; empty for
+    other data. A recording counts whole, whatever part of it the slice is."""
     from edgeport.data.cards import card_names, load_card
     from edgeport.data.images import split_pictures
     from edgeport.data.text import read_texts
@@ -84,6 +94,8 @@ def calibrated_on(card: str | None) -> frozenset[str]:
         return frozenset(read_texts(data, data.fetch(), "calibration"))
     if data.kind == "image":
         return frozenset(path.name for path in split_pictures(data, data.fetch(), "calibration"))
+    if data.audio is not None:
+        return frozenset({data.package.members[data.audio.recording]})
     return frozenset()
 
 

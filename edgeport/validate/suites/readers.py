@@ -13,12 +13,14 @@ from typing import Any
 
 from edgeport.errors import BadInputError
 from edgeport.validate.suites.definition import Reader
+from edgeport.validate.suites.made import Row, drawn_words, speech_in_noise, spoken_dates
 
-Row = dict[str, Any]
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def read_files(reader: Reader, files: Sequence[Path], label_pattern: str | None = None) -> list[Row]:
+def read_files(
+    reader: Reader, files: Sequence[Path], label_pattern: str | None = None, labels: Mapping[str, int] | None = None
+) -> list[Row]:
     """All rows, in the order of the files.
 
     Args:
@@ -29,7 +31,9 @@ def read_files(reader: Reader, files: Sequence[Path], label_pattern: str | None 
     """
     try:
         if reader == "images":
-            return images(files, label_pattern)
+            return images(files, label_pattern, labels)
+        if reader in MAKERS:
+            return list(MAKERS[reader](files))
         return [row for path in files for row in READERS[reader](path)]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, IndexError, TypeError, csv.Error) as error:
         raise BadInputError(
@@ -53,9 +57,14 @@ def table(path: Path) -> Iterator[Row]:
         yield from csv.DictReader(file)
 
 
-def images(files: Sequence[Path], label_pattern: str | None) -> list[Row]:
-    """Pictures; the class is in the file's name, or is the place of its folder among its sorted siblings."""
+def images(files: Sequence[Path], label_pattern: str | None, labels: Mapping[str, int] | None = None) -> list[Row]:
+    """Pictures; the class is given by name, is in the file's name, or is its folder's place among sorted siblings."""
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    if labels:
+        unknown = sorted(path.name for path in pictures if path.name not in labels)
+        if unknown:
+            raise ValueError(f"'labels' lacks {unknown[0]}")
+        return [{"path": path, "label": labels[path.name]} for path in pictures]
     if label_pattern is None:
         classes = sorted({path.parent.name for path in pictures})
         return [{"path": path, "label": classes.index(path.parent.name)} for path in pictures]
@@ -119,6 +128,17 @@ def passages(path: Path) -> Iterator[Row]:
 
 
 PASSAGE_WORDS = 60
+
+
+def transcribed(path: Path) -> Iterator[Row]:
+    """A file "transcription" as CMU Sphinx has it: words in "<s> ... </s>", then the recording's name in brackets."""
+    if not path.name.endswith("transcription"):
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = re.fullmatch(r"(?:<s>)?\s*(.*?)\s*(?:</s>)?\s*\((\S+)\)", line.strip())
+        if found is None:
+            raise ValueError(f"{line!r} names no recording")
+        yield {"audio": path.with_name(f"{found[2]}.wav"), "text": found[1]}
 
 
 def intents(path: Path) -> Iterator[Row]:
@@ -207,4 +227,13 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "document_pairs": document_pairs,
     "dialogues": dialogues,
     "passages": passages,
+    "transcribed": transcribed,
 }
+"""Readers of one file at a time."""
+
+MAKERS: dict[str, Callable[[Sequence[Path]], Iterator[Row]]] = {
+    "spoken_dates": spoken_dates,
+    "speech_in_noise": speech_in_noise,
+    "drawn_words": drawn_words,
+}
+"""Readers of all files at once."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeport.data.audio import Recording
 from edgeport.data.cards import Slice
 from edgeport.errors import BadInputError
 from edgeport.packages import Progress, fetch_package
@@ -65,14 +66,16 @@ def load_rows(
 
     Args:
         quick: only the first `suite.quick` rows of the evaluation slice.
-        calibration: texts, or names of pictures, that the artifact was calibrated on; a suite must not hold them.
+        calibration: texts, names of pictures, or sha256 of recordings, that the artifact was calibrated on; a suite
+            must not hold them.
 
     Raises:
         BadInputError: no rows, a column is missing or wrong, or rows are calibration data.
     """
     files = suite_files(suite, folder, progress)
-    read = read_files(suite.reader, files, suite.label_pattern)
-    rows = [_checked(suite, row, number) for number, row in enumerate(read, 1)]
+    read = read_files(suite.reader, files, suite.label_pattern, suite.labels)
+    beside = files[0].parent if files else folder
+    rows = [_checked(suite, row, number, beside) for number, row in enumerate(read, 1)]
     rows = _distinct(rows)
     if not rows:
         raise BadInputError("The suite has no rows.", where=suite.name)
@@ -89,8 +92,12 @@ def load_rows(
     return Rows(tuple(evaluation), tuple(_cut(rows, suite.training)), _record(suite, files, evaluation))
 
 
-def _checked(suite: Suite, row: Row, number: int) -> Row:
-    """A row with the columns that its kind needs, under their own names and in their own types."""
+def _checked(suite: Suite, row: Row, number: int, beside: Path) -> Row:
+    """A row with the columns that its kind needs, under their own names and in their own types.
+
+    Args:
+        beside: the folder that paths in the data are relative to.
+    """
     found: Row = dict(row) if suite.kind == "custom" else {}
     for column in (*COLUMNS[suite.kind], *(suite.columns if suite.kind == "custom" else ())):
         name = suite.columns.get(column, column)
@@ -101,12 +108,19 @@ def _checked(suite: Suite, row: Row, number: int) -> Row:
                 allowed=sorted(str(key) for key in row),
                 next_step="Name the data's own columns in [columns].",
             )
-        found[column] = _typed(suite, column, row[name], number)
+        found[column] = _typed(suite, column, row[name], number, beside)
     return found
 
 
-def _typed(suite: Suite, column: str, value: Any, number: int) -> Any:
+def _typed(suite: Suite, column: str, value: Any, number: int, beside: Path) -> Any:
     where = f"suite {suite.name}, row {number}, column {column}"
+    if column in FILES and isinstance(value, (str, Path)):
+        path = beside / value
+        if not path.is_file():
+            raise BadInputError(f"There is no file {str(value)!r}.", where=where, next_step="Paths are the data's own.")
+        return Recording((path,)) if column == "audio" else path
+    if column == "speech":
+        return _intervals(value, where)
     if column == "choices":
         if not isinstance(value, list) or len(value) < 2:
             raise BadInputError("'choices' must be a list of at least two texts.", where=where)
@@ -118,7 +132,27 @@ def _typed(suite: Suite, column: str, value: Any, number: int) -> Any:
             raise BadInputError(f"The value {value!r} is no number.", where=where) from error
     if column in ("text", "prompt", "first", "second", "query") and not str(value).strip():
         raise BadInputError("The text is empty.", where=where)
-    return value if column in ("path", "label") else str(value)
+    return value if column in (*FILES, "label") else str(value)
+
+
+FILES = ("path", "audio")
+"""Columns that name a file, or hold what stands for one."""
+
+
+def _intervals(value: Any, where: str) -> list[tuple[float, float]]:
+    """When somebody speaks, seconds.
+
+    Raises:
+        BadInputError: it is no list of beginnings and ends in their order.
+    """
+    try:
+        found = [(float(start), float(stop)) for start, stop in value]
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"{value!r} is no list of times.", where=where, allowed="[[start, stop], ...]") from error
+    times = [time for interval in found for time in interval]
+    if times != sorted(times) or any(time < 0 for time in times):
+        raise BadInputError("The times are not in order.", where=where, allowed="[[start, stop], ...], seconds")
+    return found
 
 
 def check_answers(suite: Suite, rows: Sequence[Row]) -> None:
@@ -159,8 +193,13 @@ def _apart(suite: Suite, rows: Sequence[Row], calibration: Collection[str]) -> N
     known = {_plain(text) for text in calibration}
     for row in rows:
         for value in row.values():
-            text = value.name if isinstance(value, Path) else str(value)
-            if _plain(text) in known:
+            if isinstance(value, Recording):
+                names = {piece.name: hash_file(piece) for piece in value.pieces} if calibration else {}
+                text, seen = ", ".join(names), not known.isdisjoint(names.values())
+            else:
+                text = value.name if isinstance(value, Path) else str(value)
+                seen = _plain(text) in known
+            if seen:
                 raise BadInputError(
                     f"The suite would be measured on what the artifact was calibrated on: {text[:60]!r}.",
                     where=f"suite {suite.name}",

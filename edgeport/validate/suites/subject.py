@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from edgeport.data.audio import HOP, RATE, SPEECH_FRAME, whisper_features
 from edgeport.data.images import open_image, preprocess_image
 from edgeport.data.text import open_tokenizer
 from edgeport.errors import BadInputError
+from edgeport.model.tokenizer import end_tokens
 from edgeport.model.types import Axis, ImagePreprocessing, TensorSpec
+from edgeport.runtime.generate import generate
 from edgeport.runtime.session import open_session, open_tokens
+from edgeport.runtime.transcript import SETTINGS, transcript_start
+from edgeport.storage import read_json
 from edgeport.validate.outputs import SENTENCE_EMBEDDING, with_derived
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from tokenizers import Tokenizer
 
     from edgeport.export.artifact import Artifact
     from edgeport.model.types import Model
-    from edgeport.runtime.decoder import Tokens
+    from edgeport.runtime.decoder import EncodedTokens, Tokens
     from edgeport.runtime.session import Session
 
 EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
+
+
+VOICE_TASK, READING_TASK, SPEECH_TASK = "audio-frame-classification", "image-to-text", "automatic-speech-recognition"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """How a transcript is written.
+
+    Attributes:
+        start: tokens that it begins with.
+        stop: tokens that end it.
+        never, never_first: tokens that are not written at all, and not as the first one.
+    """
+
+    start: tuple[int, ...]
+    stop: frozenset[int]
+    never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,8 @@ class Traits:
         tokenizer: tokenizer.json, None without one.
         labels: class names of a classifier.
         padding: id of the padding token.
+        transcript: of a model that writes recordings down; None for others.
+        features: shape (bins, frames) of what it is given.
     """
 
     task: str
@@ -43,6 +70,18 @@ class Traits:
     image: ImagePreprocessing | None = None
     labels: tuple[str, ...] = ()
     padding: int = 0
+    transcript: Transcript | None = None
+    features: tuple[int, int] = (0, 0)
+
+    @property
+    def hears_speech(self) -> bool:
+        """It says of each frame of a recording how likely somebody speaks, and hands a state on to the next."""
+        return self.task == VOICE_TASK
+
+    @property
+    def reads_pictures(self) -> bool:
+        """It has scores of characters for the columns of a picture (CTC), the first of them of none."""
+        return self.task == READING_TASK and self.image is not None and self.labels[:1] == ("",)
 
     @property
     def embeds(self) -> bool:
@@ -125,6 +164,74 @@ class Subject:
         scores: np.ndarray = next(iter(outputs.values()))[0]
         return scores
 
+    def characters(self, picture: Image) -> str:
+        """What is written on a picture: the likeliest of each column, each run of equal ones once (CTC, best path)."""
+        assert self.traits.image is not None
+        assert self.session is not None
+        outputs = self.session.run({self.inputs[0].name: preprocess_image(picture, self.traits.image)})
+        scores = next(iter(outputs.values()))[0]
+        if not np.isfinite(scores).all():
+            return ""
+        best = scores.argmax(axis=1).tolist()
+        kept = [best[index] for index in range(len(best)) if index == 0 or best[index] != best[index - 1]]
+        return "".join(self.traits.labels[index] for index in kept)
+
+    def speech(self, samples: np.ndarray) -> np.ndarray:
+        """How likely somebody speaks in each frame, float32 (frames,); an incomplete last frame is left out.
+
+        Args:
+            samples: float32 (samples,), at 16 kHz.
+        """
+        assert self.session is not None
+        sound, state = self.inputs
+        (_, length), state_shape = sound.fixed_shape(), state.fixed_shape()
+        padded = np.concatenate([np.zeros(length - SPEECH_FRAME, np.float32), samples])
+        held = np.zeros(state_shape, np.float32)
+        found = []
+        for begin in range(0, len(samples) - SPEECH_FRAME + 1, SPEECH_FRAME):
+            outputs = self.session.run({sound.name: padded[None, begin : begin + length], state.name: held})
+            probability, held = outputs.values()
+            found.append(probability.reshape(-1)[0])
+        return np.asarray(found, np.float32)
+
+    def transcribe(self, samples: np.ndarray, most: int) -> str:
+        """What is said in a recording.
+
+        Args:
+            samples: float32 (samples,), at 16 kHz.
+            most: new tokens at most.
+
+        Raises:
+            BadInputError: the recording is longer than what the model takes, or the file has no cache.
+        """
+        how = self.traits.transcript
+        assert how is not None
+        if self.tokens is None:
+            raise BadInputError(
+                "The file was exported without a cache: it writes nothing down.",
+                where="--suite",
+                next_step="Export it again, without --task.",
+            )
+        bins, frames = self.traits.features
+        if len(samples) > frames * HOP:
+            raise BadInputError(
+                f"A recording has {len(samples) / RATE:.1f} s; the model reads {frames * HOP / RATE:g} s at once.",
+                where="--suite",
+                next_step="Cut it into pieces, at pauses.",
+            )
+        encoded = cast("EncodedTokens", self.tokens)
+        encoded.encode(whisper_features(samples, bins=bins, frames=frames)[None])
+        _, new = generate(
+            encoded,
+            np.asarray(how.start, np.int64),
+            most=most - len(how.start),
+            stop=how.stop,
+            never=how.never,
+            never_first=how.never_first,
+        )
+        text: str = self.tokenizer(most).decode(list(new), skip_special_tokens=True)
+        return text
+
     def continuations(self, prefix: Sequence[int], ends: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The scores from which each token of each end is predicted, after the same prefix.
 
@@ -171,15 +278,41 @@ def _row(values: Sequence[int], size: int, fill: int) -> np.ndarray:
 
 def of_model(model: Model) -> Subject:
     """The original in PyTorch; a decoder without its cache."""
-    from edgeport.runtime.torch import TorchSession
+    from edgeport.runtime.torch import TorchEncodedTokens, TorchSession
 
-    return Subject(traits_of(model), TorchSession(model), None, model.inputs)
+    traits = traits_of(model)
+    if traits.transcript is not None:
+        return Subject(traits, None, TorchEncodedTokens(model), model.inputs)
+    return Subject(traits, TorchSession(model), None, model.inputs)
 
 
 def traits_of(model: Model) -> Traits:
     """What is known of a loaded model."""
     padding = getattr(getattr(model.module, "config", None), "pad_token_id", None)
-    return Traits(model.task, model.assets.get("tokenizer.json"), model.image, model.labels, int(padding or 0))
+    traits = Traits(model.task, model.assets.get("tokenizer.json"), model.image, model.labels, int(padding or 0))
+    if model.task.removesuffix("-with-past") != SPEECH_TASK or traits.tokenizer is None or not _writes(model):
+        return traits
+    (_, bins, frames) = model.inputs[0].fixed_shape()
+    return replace(traits, transcript=_transcript(model, traits.tokenizer), features=(bins, frames))
+
+
+def _writes(model: Model) -> bool:
+    """It takes Whisper's features, and a text that it goes on with."""
+    return [spec.name for spec in model.inputs] == ["input_features", "decoder_input_ids"]
+
+
+def _transcript(model: Model, tokenizer: Path) -> Transcript:
+    path = model.assets.get(SETTINGS)
+    settings: Mapping[str, Any] = read_json(path) if path is not None else {}
+    config: Any = getattr(model.module, "config", None)
+    begin = settings.get("decoder_start_token_id", config.decoder_start_token_id)
+    known = open_tokenizer(tokenizer, 1).get_vocab()
+    return Transcript(
+        start=tuple(transcript_start(known, settings, (begin,))),
+        stop=end_tokens(path, config.eos_token_id),
+        never=tuple(settings.get("suppress_tokens") or ()),
+        never_first=tuple(settings.get("begin_suppress_tokens") or ()),
+    )
 
 
 def of_artifact(artifact: Artifact, traits: Traits, *, lengths: tuple[int, ...] = (), threads: int = 1) -> Subject:
