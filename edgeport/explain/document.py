@@ -15,7 +15,7 @@ from edgeport.validate.evidence import Interval
 EXPLANATION = "explain.json"
 
 Group = Literal["embedding", "tied_head", "attention", "feed_forward", "conv", "head", "other", "file"]
-"""What a stored tensor is for; `tied_head` is an embedding that is the head's weight too, `file` is no tensor at all."""
+"""What a stored tensor is for; `tied_head` is an embedding that the head multiplies by too, `file` no tensor at all."""
 
 Part = Literal["codes", "floats", "scales", "zero_points", "palettes", "masks", "graph", "metadata", "alignment"]
 """What bytes say: `graph` holds operators, names and shapes; `metadata` what only names and describes the file;
@@ -283,7 +283,7 @@ class Claim(Strict):
         metric, output: as the gate names them; budget "allowed" in the same unit, None without a budget.
         half_width: of the interval; None where the number has none.
         state: "decided": the interval lies on one side of the budget; "undecided": it holds the budget; "exact": a
-            count or a hash, no sample; "one run": measured without an interval; "no budget": nothing to hold it against.
+            count or a hash, no sample; "one run": measured without an interval; "no budget": nothing to decide.
         decided_by: distance to the budget over the half width: above 1 is decided.
         needed: samples that would decide, were the value seen the true one; None where it is decided, or none would.
     """
