@@ -95,7 +95,8 @@ class LayerError(Strict):
         snr_db: 20 log10 of its inverse, decibels; None where the two are equal.
         worst: the largest relative error of one sample.
         input_error: relative error of what the layer reads; None where the file holds no such value.
-        growth: relative_error - input_error, or minus the error of the layer before where input_error is None.
+        growth: relative_error - input_error; where that is None minus the error of the layer before, and of a lookup
+            the whole relative_error.
         format, activation: of its weight, as the manifest has them.
     """
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from edgeport.explain.document import Missing
 from edgeport.explain.shipped import Shipped
-from edgeport.explain.watch import Place, Value, Watched, layers_of
+from edgeport.explain.watch import Place, Value, Watched, layers_of, of_kind
 from edgeport.model.types import TensorSpec
 from edgeport.runtime.onnx_decoder import OnnxRuntimeTokens
 from edgeport.runtime.onnxruntime import OnnxRuntimeSession
@@ -60,7 +60,7 @@ def watch_onnx(shipped: Shipped, state: Mapping[str, torch.Tensor]) -> Iterator[
     with tempfile.TemporaryDirectory() as folder:
         copy = _copy(artifact, Path(folder), sorted(wanted - own))
         run, change = _decoder(artifact, copy) if artifact.context is not None else _plain(artifact, copy)
-        yield Watched(tuple(places), tuple(missing), run, change, STATEMENT)
+        yield Watched("shipped graph", STATEMENT, tuple(places), tuple(missing), run, change)
 
 
 def _copy(artifact: Artifact, folder: Path, names: Sequence[str]) -> Artifact:
@@ -140,7 +140,7 @@ def find_places(
             continue
         nodes = sorted(_readers(value), key=lambda item: order[item[0]])
         for lookup in (True, False):
-            layers = _of_kind(users[parameter], shipped.records[parameter].kinds, lookup=lookup)
+            layers = of_kind(users[parameter], shipped.records[parameter].kinds, lookup=lookup)
             wanted = [item for item in nodes if (item[0].op_type in LOOKUPS) == lookup]
             for index, (node, at) in enumerate(wanted):
                 if not layers:
@@ -149,23 +149,11 @@ def find_places(
                 layer = layers[min(index, len(layers) - 1)]
                 call = max(0, index - len(layers) + 1)
                 output = replace(_output(node), columns=rows)
-                found.append((order[node], Place(layer, parameter, call, output, _input(node, at))))
+                found.append((order[node], Place(layer, parameter, call, output, _input(node, at), not lookup)))
     known = {place.parameter for _, place in found}
     why = "no operator of the file reads its weight under a name or with values that the original has"
     missing = [Missing(layer=users[name][0], why=why) for name in users if name not in known]
     return [place for _, place in sorted(found, key=lambda item: item[0])], missing
-
-
-def _of_kind(layers: Sequence[str], kinds: Sequence[str], *, lookup: bool) -> list[str]:
-    """Of the layers that share a weight those that look it up, or those that multiply by it.
-
-    A tied weight's record has its names in the model's order, embeddings first.
-    """
-    if "embedding" not in kinds:
-        return [] if lookup else list(layers)
-    if len(kinds) == 1:
-        return list(layers) if lookup else []
-    return list(layers[:-1]) if lookup else list(layers[-1:])
 
 
 def _stored(weights: Mapping[str, str], graph: ir.Graph) -> dict[str, tuple[ir.Value, Columns]]:

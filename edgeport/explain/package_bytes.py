@@ -47,7 +47,7 @@ def package_spans(path: Path, weights: Mapping[str, str], parameters: tuple[str,
     blobs: dict[str, list[Span]] = {}
     for function in sorted(package.spec.mlProgram.functions):
         operations = [item for item in parse_function(package, function).body.walk() if is_constant(item)]
-        known = _parameters(operations, weights, parameters)
+        known = constant_parameters(operations, weights, parameters)
         for operation in operations:
             for key, arguments in operation.inputs.items():
                 for argument in arguments:
@@ -71,11 +71,17 @@ def _below(root: Path, folder: Path, blobs: Mapping[str, list[Span]]) -> dict[st
     return {f"{prefix}/{name}": spans for name, spans in blobs.items()}
 
 
-def _parameters(operations: list[Operation], weights: Mapping[str, str], parameters: tuple[str, ...]) -> dict[str, str]:
-    """The parameter of each constant: those that are listed, those that are named after one, and what they build on."""
+def constant_parameters(
+    operations: list[Operation], weights: Mapping[str, str], parameters: tuple[str, ...]
+) -> dict[str, str]:
+    """The parameter of each constant: those that are listed, those that are named after one, and what they build on.
+
+    Args:
+        operations: of a program; those that are no constants are passed over.
+    """
     known = {constant: parameter for parameter, constant in weights.items()}
     plain = {"p_" + parameter.replace(".", "_").lower(): parameter for parameter in parameters}
-    for operation in reversed(operations):
+    for operation in reversed([item for item in operations if is_constant(item)]):
         name = operation.outputs[0].name
         lower = name.lower()
         for start in (lower, lower.removesuffix("_to_fp16"), lower.removesuffix("_cast_fp16")):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeport.explain.document import LayerError, LayerErrors, Missing
 from edgeport.explain.errors import Sums, aligned
@@ -61,6 +61,7 @@ class Place:
         layer: the module; parameter: its weight.
         call: which of the module's calls it is, from 0.
         input: what it reads; None where the file holds no such value.
+        reads_floats: False for a lookup of rows, in which an error begins anew.
     """
 
     layer: str
@@ -68,6 +69,7 @@ class Place:
     call: int
     output: Value
     input: Value | None
+    reads_floats: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,19 @@ class Watched:
     """A shipped file whose inner values can be seen.
 
     Attributes:
+        source, statement: how the values come about (`edgeport.explain.document.LayerErrors`).
         places: in the order in which the file computes them.
         missing: layers that were not found.
         run: the values of all places for one golden input, by name.
-        output_change: how far watching changed the file's own outputs so far.
-        statement: how the values come about, in words.
+        output_change: how far watching changed the file's own outputs so far; None for a logical form.
     """
 
+    source: Literal["shipped graph", "logical form"]
+    statement: str
     places: tuple[Place, ...]
     missing: tuple[Missing, ...]
     run: Callable[[Arrays], Arrays]
-    output_change: Callable[[], float]
-    statement: str
+    output_change: Callable[[], float] | None
 
 
 def compare_layers(shipped: Shipped, model: Model, file: Watched, watch: Watch) -> LayerErrors:
@@ -119,10 +122,10 @@ def compare_layers(shipped: Shipped, model: Model, file: Watched, watch: Watch) 
         rows.append(_row(place, sums, inputs[place], rows[-1].relative_error if rows else 0.0, shipped))
     watch(len(shipped.samples), len(shipped.samples), "compared")
     return LayerErrors(
-        source="shipped graph",
+        source=file.source,
         statement=file.statement,
         samples=len(shipped.samples),
-        output_change=file.output_change(),
+        output_change=None if file.output_change is None else file.output_change(),
         rows=tuple(rows),
         grows_most=grows_most(rows),
         missing=tuple(missing),
@@ -213,7 +216,7 @@ def _row(place: Place, sums: Sums, given: Sums, before: float, shipped: Shipped)
         cosine=sums.cosine,
         worst=sums.worst,
         input_error=input_error,
-        growth=sums.relative - (before if input_error is None else input_error),
+        growth=sums.relative - (input_error if input_error is not None else before if place.reads_floats else 0.0),
     )
 
 
@@ -222,3 +225,15 @@ def layers_of(shipped: Shipped) -> dict[str, tuple[str, ...]]:
     return {
         record.name: tuple(module_of(name) for name in (record.tied or (record.name,))) for record in shipped.layers
     }
+
+
+def of_kind(layers: Sequence[str], kinds: Sequence[str], *, lookup: bool) -> list[str]:
+    """Of the layers that share a weight those that look it up, or those that multiply by it.
+
+    A tied weight's record has its names in the model's order, embeddings first.
+    """
+    if "embedding" not in kinds:
+        return [] if lookup else list(layers)
+    if len(kinds) == 1:
+        return list(layers) if lookup else []
+    return list(layers[:-1]) if lookup else list(layers[-1:])
