@@ -12,8 +12,6 @@ from edgeport.schema import Strict
 from edgeport.units import MetricUnit
 from edgeport.validate.evidence import Interval
 
-EXPLANATION = "explain.json"
-
 Group = Literal["embedding", "tied_head", "attention", "feed_forward", "conv", "head", "other", "file"]
 """What a stored tensor is for; `tied_head` is an embedding that the head multiplies by too, `file` no tensor at all."""
 

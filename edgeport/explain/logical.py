@@ -76,8 +76,8 @@ def logical_form(shipped: Shipped, model: Model, weights: Mapping[str, Quantized
         call = seen[layer]
         seen[layer] += 1
         lookup = isinstance(modules[layer], torch.nn.Embedding)
-        given = None if lookup else Value(f"{layer} reads, call {call}")
-        places.append(Place(layer, parameters[layer], call, Value(f"{layer}, call {call}"), given, not lookup))
+        given = None if lookup else Value(_name(layer, call) + " (input)")
+        places.append(Place(layer, parameters[layer], call, Value(_name(layer, call)), given, not lookup))
     missing = [Missing(layer=layer, why="the original never calls it") for layer, count in seen.items() if not count]
 
     def run(sample: Arrays) -> Arrays:
@@ -86,12 +86,16 @@ def logical_form(shipped: Shipped, model: Model, weights: Mapping[str, Quantized
         values = {}
         for layer, found in calls.items():
             for index, call in enumerate(found):
-                values[f"{layer}, call {index}"] = call.output
+                values[_name(layer, index)] = call.output
                 if call.input is not None:
-                    values[f"{layer} reads, call {index}"] = call.input
+                    values[_name(layer, index) + " (input)"] = call.input
         return values
 
     return Watched("logical form", STATEMENT.format(why=why), tuple(places), tuple(missing), run, None)
+
+
+def _name(layer: str, call: int) -> str:
+    return layer if call == 0 else f"{layer} (call {call + 1})"
 
 
 def weights_of(shipped: Shipped) -> dict[str, QuantizedTensor]:

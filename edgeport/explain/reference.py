@@ -32,11 +32,6 @@ class Call:
     output: np.ndarray
 
 
-def module_of(parameter: str) -> str:
-    """The layer that a parameter belongs to."""
-    return parameter.rpartition(".")[0]
-
-
 def run_original(model: Model, sample: Arrays, *, cached: bool) -> dict[str, np.ndarray]:
     """The original's outputs for one golden input, by name; floats as float32.
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeport.explain.document import Alternative, LayerSensitivity, Sensitivity
-from edgeport.explain.reference import module_of, run_original
+from edgeport.explain.shipped import Shipped, module_of
 from edgeport.explain.watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgeport.compress.apply import LayerRecord
-    from edgeport.explain.shipped import Shipped
     from edgeport.model.types import Model
     from edgeport.quantized import QuantizedTensor
 
@@ -57,6 +56,7 @@ def measure_sensitivity(shipped: Shipped, model: Model, watch: Watch) -> Sensiti
     """
     from edgeport.explain.layers import incomparable
     from edgeport.explain.logical import weights_of
+    from edgeport.explain.reference import run_original
 
     if any(record.options for record in shipped.layers):
         return read_sensitivity(shipped, "")
@@ -110,11 +110,11 @@ def _effect(
     references: list[dict[str, np.ndarray]],
 ) -> tuple[float, float | None]:
     """Relative error of all outputs together, and KL divergence of class scores a row, nats."""
+    import numpy as np
     from scipy.special import log_softmax  # type: ignore[import-untyped]
 
-    import numpy as np
-
     from edgeport.explain.logical import with_weights
+    from edgeport.explain.reference import run_original
     from edgeport.validate.outputs import class_scores, valid_positions
 
     difference = square = divergence = 0.0

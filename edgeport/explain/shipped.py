@@ -49,3 +49,8 @@ class Shipped:
     def records(self) -> dict[str, LayerRecord]:
         """The record of each weight, by its parameter's name."""
         return {layer.name: layer for layer in self.layers}
+
+
+def module_of(parameter: str) -> str:
+    """The layer that a parameter belongs to."""
+    return parameter.rpartition(".")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeport.errors import BadInputError
 from edgeport.explain.document import Bytes, Cell, Group, ModelFile, Part, Step, StoredTensor
@@ -12,6 +12,9 @@ from edgeport.explain.groups import GROUPS
 from edgeport.explain.shipped import Shipped
 from edgeport.explain.spans import Span
 from edgeport.storage import list_files
+
+if TYPE_CHECKING:
+    import torch
 
 PARTS: dict[Part, str] = {
     "codes": "Codes",
@@ -30,14 +33,21 @@ VALUES: tuple[Part, ...] = ("codes", "floats")
 """What stands for the weights themselves; the other parts come on top of them."""
 
 
-def read_bytes(shipped: Shipped) -> Bytes:
+def read_bytes(shipped: Shipped, state: Mapping[str, torch.Tensor] | None = None) -> Bytes:
     """Where the bytes of the shipped file lie.
+
+    Args:
+        state: the original's parameters, by whose values float weights are known again that the file does not name.
 
     Raises:
         BadInputError: the file is missing, damaged, or stores what is no part of it.
     """
     folder = shipped.artifact.root
-    files, notes = _spans(shipped)
+    files = _spans(shipped)
+    if state is not None:
+        from edgeport.explain.nameless import name_spans
+
+        files = {file: name_spans(folder / file, spans, shipped, state) for file, spans in files.items()}
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in list_files(folder)}
     cells: Counter[tuple[Group, Part]] = Counter()
     tensors = []
@@ -73,7 +83,7 @@ def read_bytes(shipped: Shipped) -> Bytes:
         ),
         tensors=tuple(sorted(tensors, key=lambda item: (-item.bytes, item.file, item.name, item.part))),
         beside=tuple(ModelFile(path=name, bytes=size) for name, size in sizes.items() if name not in files),
-        notes=notes,
+        notes=_notes(shipped, files, known=state is not None),
     )
 
 
@@ -84,10 +94,9 @@ def _group(span: Span, groups: Mapping[str, Group]) -> Group:
     return groups.get(span.parameter or "", "other")
 
 
-def _spans(shipped: Shipped) -> tuple[dict[str, list[Span]], tuple[str, ...]]:
-    """Every byte of what the runtime loads, by path below the artifact's root, and what the files don't tell."""
+def _spans(shipped: Shipped) -> dict[str, list[Span]]:
+    """Every byte of what the runtime loads, by path below the artifact's root."""
     artifact, parameters = shipped.artifact, tuple(shipped.groups)
-    notes = []
     found: dict[str, list[Span]] = {}
     for path in artifact.paths:
         name = path.relative_to(artifact.root).as_posix()
@@ -104,7 +113,6 @@ def _spans(shipped: Shipped) -> tuple[dict[str, list[Span]], tuple[str, ...]]:
             from edgeport.explain.ort_bytes import ort_spans
 
             found[name] = ort_spans(path, parameters)
-            notes.append("Padding in an ORT-format file is told with its operators, names and shapes.")
         else:
             from edgeport.explain.onnx_bytes import onnx_spans
 
@@ -112,15 +120,23 @@ def _spans(shipped: Shipped) -> tuple[dict[str, list[Span]], tuple[str, ...]]:
             found |= {
                 path.with_name(inner).relative_to(artifact.root).as_posix(): spans for inner, spans in beside.items()
             }
+    return found
+
+
+def _notes(shipped: Shipped, files: Mapping[str, list[Span]], *, known: bool) -> tuple[str, ...]:
+    """What the files don't tell."""
+    notes = []
+    if any(file.endswith(".ort") for file in files):
+        notes.append("Padding in an ORT-format file is told with its operators, names and shapes.")
     nameless = sum(
-        span.size for spans in found.values() for span in spans if span.part in VALUES and span.parameter is None
+        span.size for spans in files.values() for span in spans if span.part in VALUES and span.parameter is None
     )
     if nameless:
-        notes.append(
-            f"{nameless:,} bytes of floats are stored under no weight's name: norms, biases, tables, and weights that "
-            "the exporter turned or joined. They are told as norms, biases, other."
+        weights = (
+            "" if known else ", and float weights that the exporter turned or joined (with the original they are found)"
         )
-    return found, tuple(notes)
+        notes.append(f"{nameless:,} bytes of floats belong to no layer's weight: norms, biases, tables{weights}.")
+    return tuple(notes)
 
 
 def _before(shipped: Shipped) -> dict[Group, int]:

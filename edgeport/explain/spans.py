@@ -45,7 +45,7 @@ def cover(spans: Iterable[Span], start: int, stop: int, rest: Part) -> list[Span
     for span in _distinct(spans):
         if span.start < at or span.stop > stop:
             raise BadInputError(
-                f"The file stores {span.name or span.part!r} at bytes {span.start} to {span.stop}, which are not its own.",
+                f"The file stores {span.name or span.part!r} at bytes {span.start} to {span.stop}, which are taken.",
                 next_step="The file is damaged or was changed after export: export it again.",
             )
         if span.start > at:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeport.explain.document import LayerError, LayerErrors, Missing
 from edgeport.explain.errors import Sums, aligned
-from edgeport.explain.reference import Call, bias_of, module_of, run_original, watched
+from edgeport.explain.reference import Call, bias_of, run_original, watched
+from edgeport.explain.shipped import Shipped, module_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeport.explain.shipped import Shipped
     from edgeport.model.types import Model
 
     Arrays = Mapping[str, np.ndarray]
