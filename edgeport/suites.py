@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeport.budgets import Budgets
     from edgeport.bundle.read import Bundle
     from edgeport.export.artifact import Artifact
+    from edgeport.model.types import Model
     from edgeport.validate.evidence import TaskScore
 
 
@@ -117,19 +118,33 @@ def ask_bundle(
     Raises:
         BadInputError: the original is not there, or is not the one that the bundle was made of.
     """
-    from edgeport.model.load import load_model
-    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
-    from edgeport.validate.suites.subject import of_artifact, of_model
-
     manifest = bundle.manifest
     names = wanted(names, manifest.recipe.gate)
     if not names or manifest.target.execution.here == "none":
         return ()
+    why = f"The suites {', '.join(names)} compare with the original, which is not in the bundle."
+    model = original_of(bundle, original, why, progress)
+    return score_suites(bundle, model, names, quick=quick, progress=progress)
+
+
+def original_of(bundle: Bundle, original: str | None, why: str, progress: Progress) -> Model:
+    """The model that a bundle was made of, without a cache.
+
+    Args:
+        original: as `edgeport export` was given it; None takes what the manifest names, if it is the zoo's.
+        why: it is needed, a sentence.
+
+    Raises:
+        BadInputError: it is not there, or is not the one that the bundle was made of.
+    """
+    from edgeport.model.load import load_model
+
+    manifest = bundle.manifest
     if original is None and manifest.source.kind == "zoo":
         original = manifest.source.reference
     if original is None:
         raise BadInputError(
-            f"The suites {', '.join(names)} compare with the original, which is not in the bundle.",
+            why,
             where="--original",
             next_step=f"Give the model that the bundle was made of ({manifest.source.reference}) as --original MODEL.",
         )
@@ -142,6 +157,21 @@ def ask_bundle(
             where=original,
             allowed=f"the files of {manifest.source.reference} with the sha256 that the manifest names",
         )
+    return model
+
+
+def score_suites(
+    bundle: Bundle, model: Model, names: Sequence[str], *, quick: bool, progress: Progress
+) -> tuple[TaskScore, ...]:
+    """Run these suites on a bundle and on the model that it was made of.
+
+    Raises:
+        BadInputError: a suite is wrong, can't be read, or can't be asked of this model.
+    """
+    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
+    from edgeport.validate.suites.subject import of_artifact, of_model
+
+    manifest = bundle.manifest
     before = of_model(model)
     tokenizer = bundle.root / manifest.assets / "tokenizer.json"
     traits = replace(before.traits, tokenizer=tokenizer if tokenizer.is_file() else None)

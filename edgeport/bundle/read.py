@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeport.bundle.golden import Golden, load_golden
 from edgeport.bundle.manifest import GOLDEN_FOLDER, SCHEMA_VERSION, FileEntry, Manifest
-from edgeport.bundle.write import EVIDENCE, MANIFEST, REPORT
+from edgeport.bundle.write import EVIDENCE, EXPLANATION, MANIFEST, REPORT
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact
 from edgeport.schema import parse_mapping
@@ -134,7 +134,7 @@ def verify_files(bundle: Bundle) -> None:
         if name not in found:
             raise _tampered(f"{name} is missing.", bundle.root / name)
     for name in sorted(found):
-        if name not in files and name not in (MANIFEST, EVIDENCE, REPORT):
+        if name not in files and name not in (MANIFEST, EVIDENCE, REPORT, EXPLANATION):
             raise _tampered(f"{name} is not in the manifest.", bundle.root / name)
     for name, expected in sorted(files.items()):
         _verify_file(bundle.root, name, expected)

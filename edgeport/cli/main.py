@@ -12,6 +12,7 @@ from edgeport.cli import (
     chat,
     compress,
     doctor,
+    explain,
     export,
     gate,
     inspect,
@@ -41,6 +42,7 @@ Examples:
   edgeport validate out/minilm
   edgeport gate out/minilm --budget budgets.toml --junit gate.xml
   edgeport parity zoo:minilm -o out/parity
+  edgeport explain out/minilm --against released/minilm
   edgeport run out/smollm2 "What is the capital of France?"
   edgeport targets
   edgeport doctor
@@ -63,6 +65,7 @@ app.command("compress", short_help="Compress a model into a folder that any mach
 app.command("validate", short_help="Check a bundle's files, run it and judge it again.")(validate.validate)
 app.command("gate", short_help="Judge a bundle's evidence by budgets, or against an older bundle.")(gate.gate)
 app.command("parity", short_help="Hold one model's files for several runtimes against the same inputs.")(parity.parity)
+app.command("explain", short_help="Explain a bundle: bytes, errors of layers, flips, certainty.")(explain.explain)
 app.command("run", short_help="Let a bundle's language model answer a prompt.")(run.run)
 app.command("chat", short_help="Chat with a bundle's language model.")(chat.chat)
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)

@@ -20,6 +20,11 @@ TITLES = {
     "baseline": "Lower the fp32 baseline",
     "validate": "Measure the file",
     "bundle": "Write the bundle",
+    "bytes": "Read the file's bytes",
+    "layers": "Compare layers",
+    "sensitivity": "Weigh each layer",
+    "flips": "Look for flips",
+    "against": "The other bundle",
     "folder": "Write the folder",
 }
 """What each stage of `edgeport.pipeline` is called here. Other names are shown as they are."""

@@ -117,6 +117,9 @@ class TaskScore(Strict):
         mcnemar_p: exact test of equal right-or-wrong scores; None for other scores.
         baseline_problem: why the original's own score is no yardstick; None when it is one.
         original_scores, artifact_scores: one a sample; a score that is not finite is None.
+        rows: which rows of the suite's evaluation slice the samples are, from 0; None where they are no rows.
+        original_answers, artifact_answers: one a sample, None where the suite has no answers.
+        confidence: the original's probability of its own answer; None where it gives none.
         weights: of the samples in the mean; None when all count alike.
         data: the samples.
     """
@@ -137,6 +140,10 @@ class TaskScore(Strict):
     original_scores: tuple[float | None, ...]
     artifact_scores: tuple[float | None, ...]
     weights: tuple[float, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    original_answers: tuple[str, ...] | None = None
+    artifact_answers: tuple[str, ...] | None = None
+    confidence: tuple[float | None, ...] | None = None
     data: DataRecord
 
 

@@ -33,6 +33,9 @@ def score_task(
     chance: float | None = None,
     weights: Sequence[float] | None = None,
     answers: Sequence[Hashable] | None = None,
+    artifact_answers: Sequence[Hashable] | None = None,
+    confidence: Sequence[float] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> TaskScore:
     """The evidence of one metric.
 
@@ -43,13 +46,19 @@ def score_task(
         chance: score of an answer that knows nothing (one over the number of classes, share of the largest class).
         weights: positive, where the metric is a weighted mean of the scores.
         answers: what the original answered to each sample, where it can be told when it always answers the same.
+        artifact_answers: what the artifact answered; confidence: the original's probability of its own answer.
+        rows: which of the suite's rows the samples are.
 
     Raises:
         BadInputError: no samples, or sequences of different lengths.
     """
     import numpy as np
 
-    lengths = {len(each) for each in (original, artifact, weights, answers) if each is not None}
+    lengths = {
+        len(each)
+        for each in (original, artifact, weights, answers, artifact_answers, confidence, rows)
+        if each is not None
+    }
     if len(lengths) != 1 or 0 in lengths:
         raise BadInputError(
             f"A suite needs as many scores of the original as of the artifact, one at least; got {sorted(lengths)}.",
@@ -81,6 +90,10 @@ def score_task(
         original_scores=_kept(before),
         artifact_scores=_kept(after),
         weights=None if weight is None else tuple(weight.tolist()),
+        rows=None if rows is None else tuple(rows),
+        original_answers=None if answers is None else tuple(str(answer) for answer in answers),
+        artifact_answers=None if artifact_answers is None else tuple(str(answer) for answer in artifact_answers),
+        confidence=None if confidence is None else _kept(np.asarray(confidence, dtype=np.float64)),
         data=data,
     )
 

@@ -63,6 +63,32 @@ def _read_tree(data: bytes) -> list[dict[str, Any]]:
         return list(nodes)
 
 
+def file_regions(data: bytes) -> dict[str, tuple[int, int]]:
+    """(first byte, size) of each file of a flattened folder, by POSIX path below it.
+
+    Raises:
+        BadInputError: the bytes are no flattened folder.
+    """
+    nodes = _read_tree(data)
+    found: dict[str, tuple[int, int]] = {}
+
+    def walk(index: int, path: str, depth: int) -> None:
+        node = nodes[index]
+        if node["kind"] == FILE:
+            found[path] = int(node["dataRegion"]["offset"]), int(node["dataRegion"]["size"])
+            return
+        for name, child in node["children"].items():
+            if not 0 <= child < index or depth > 32:
+                raise BadInputError("The program's Core ML package is damaged.", where=name)
+            walk(child, f"{path}/{name}" if path else name, depth + 1)
+
+    try:
+        walk(len(nodes) - 1, "", 0)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadInputError("The program's Core ML package is damaged.") from error
+    return found
+
+
 def unflatten_folder(data: bytes, folder: Path) -> None:
     """Write the files of a flattened folder below an existing folder.
 

@@ -77,6 +77,9 @@ def evaluate(
         chance=found.chance,
         weights=found.weights,
         answers=found.answers,
+        artifact_answers=found.artifact_answers,
+        confidence=found.confidence,
+        rows=found.rows,
     )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from edgeport.units import MetricUnit
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeport.validate.suites.definition import Suite
     from edgeport.validate.suites.rows import Rows
     from edgeport.validate.suites.subject import Subject
@@ -29,6 +31,9 @@ class Scores:
     chance: float | None = None
     weights: Sequence[float] | None = None
     answers: Sequence[Hashable] | None = None
+    artifact_answers: Sequence[Hashable] | None = None
+    confidence: Sequence[float] | None = None
+    rows: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,18 @@ class Asked:
     def most_tokens(self) -> int:
         """The most tokens of a text that both models take."""
         return min(subject.most_tokens(self.suite.most_tokens) for subject in self.both)
+
+
+def certainty(scores: np.ndarray) -> float:
+    """The probability of the most likely class: scores (C,), logits or probabilities; NaN where one is not finite."""
+    import numpy as np
+
+    values = scores.astype(np.float64)
+    if not bool(np.isfinite(values).all()):
+        return float("nan")
+    if bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-3:
+        return float(values.max())
+    return float(1 / np.exp(values - values.max()).sum())
 
 
 def right(answer: Hashable, wanted: Hashable) -> float:

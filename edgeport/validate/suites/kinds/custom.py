@@ -39,7 +39,7 @@ def score(asked: Asked) -> Scores:
                 ) from error
         asked.watch(done + 1, len(rows))
     suite = asked.suite
-    return Scores("score", suite.unit, *scores, higher_is_better=suite.higher_is_better)
+    return Scores("score", suite.unit, *scores, higher_is_better=suite.higher_is_better, rows=range(len(rows)))
 
 
 def _load(reference: str) -> Function:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeport.errors import BadInputError
-from edgeport.validate.suites.kinds import Asked, Scores, right
+from edgeport.validate.suites.kinds import Asked, Scores, certainty, right
 
 
 def score(asked: Asked) -> Scores:
@@ -16,7 +16,8 @@ def score(asked: Asked) -> Scores:
 
     rows = asked.rows.evaluation
     scores: tuple[list[float], list[float]] = ([], [])
-    answers: list[int] = []
+    answers: tuple[list[int], list[int]] = ([], [])
+    confidence: list[float] = []
     for done, row in enumerate(rows):
         for index, subject in enumerate(asked.both):
             found = subject.picture_scores(row["path"])
@@ -28,9 +29,19 @@ def score(asked: Asked) -> Scores:
                 )
             answer = int(found.argmax()) if bool(np.isfinite(found).all()) else -1
             scores[index].append(right(answer, row["label"]))
+            answers[index].append(answer)
             if index == 0:
-                answers.append(answer)
+                confidence.append(certainty(found))
         asked.watch(done + 1, len(rows))
     labels = [row["label"] for row in rows]
     chance = max(max(labels.count(label) for label in set(labels)) / len(labels), 1 / len(found))
-    return Scores("accuracy", "share", *scores, chance=chance, answers=answers)
+    return Scores(
+        "accuracy",
+        "share",
+        *scores,
+        chance=chance,
+        answers=answers[0],
+        artifact_answers=answers[1],
+        confidence=confidence,
+        rows=range(len(rows)),
+    )

@@ -15,12 +15,14 @@ def score(asked: Asked) -> Scores:
     most = asked.most_tokens
     losses: tuple[list[float], list[float]] = ([], [])
     weights = []
+    kept = []
     vocabulary = 0
     for done, row in enumerate(asked.rows.evaluation):
         ids = asked.original.tokenizer(most).encode(row["text"]).ids
         if len(ids) < 2:
             continue
         weights.append(float(len(ids) - 1))
+        kept.append(done)
         for found, subject in zip(losses, asked.both, strict=True):
             logits = subject.continuations(ids[:1], [ids[1:]])[0].astype(np.float64)
             vocabulary = logits.shape[1]
@@ -28,4 +30,4 @@ def score(asked: Asked) -> Scores:
             found.append(float((logsumexp(logits, axis=1) - wanted).mean()))
         asked.watch(done + 1, len(asked.rows.evaluation))
     chance = math.log(vocabulary) if vocabulary else None
-    return Scores("loss", "nats", *losses, higher_is_better=False, chance=chance, weights=weights)
+    return Scores("loss", "nats", *losses, higher_is_better=False, chance=chance, weights=weights, rows=kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeport.validate.suites.kinds import Asked, Scores, right
+from edgeport.validate.suites.kinds import Asked, Scores, certainty, right
 from edgeport.validate.suites.rows import check_answers
 
 
@@ -18,7 +18,8 @@ def score(asked: Asked) -> Scores:
     rows = asked.rows.evaluation
     check_answers(asked.suite, rows)
     scores: tuple[list[float], list[float]] = ([], [])
-    answers: list[int] = []
+    answers: tuple[list[int], list[int]] = ([], [])
+    confidence: list[float] = []
     most = asked.most_tokens
     for done, row in enumerate(rows):
         tokenizer = asked.original.tokenizer(most)
@@ -33,8 +34,19 @@ def score(asked: Asked) -> Scores:
                 likelihoods.append(float(logs[np.arange(len(end)), end].sum()) / len(text))
             answer = int(np.argmax(likelihoods)) if np.isfinite(likelihoods).all() else -1
             scores[index].append(right(answer, row["answer"]))
+            answers[index].append(answer)
             if index == 0:
-                answers.append(answer)
+                # Of the choices alone, by their likelihoods a character.
+                confidence.append(certainty(np.asarray(likelihoods)))
         asked.watch(done + 1, len(rows))
     chance = float(np.mean([1 / len(row["choices"]) for row in rows]))
-    return Scores("accuracy", "share", *scores, chance=chance, answers=answers)
+    return Scores(
+        "accuracy",
+        "share",
+        *scores,
+        chance=chance,
+        answers=answers[0],
+        artifact_answers=answers[1],
+        confidence=confidence,
+        rows=range(len(rows)),
+    )

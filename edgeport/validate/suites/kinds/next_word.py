@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from edgeport.validate.suites.kinds import Asked, Scores
+from edgeport.validate.suites.kinds import Asked, Scores, certainty
 
 
 def score(asked: Asked) -> Scores:
     """1 where every token of the last word, without the punctuation behind it, is the most likely one."""
     scores: tuple[list[float], list[float]] = ([], [])
-    answers: list[int] = []
+    words: tuple[list[str], list[str]] = ([], [])
+    confidence: list[float] = []
+    kept: list[int] = []
     most = asked.most_tokens
     for done, row in enumerate(asked.rows.evaluation):
         before, _, word = row["text"].strip().rstrip(".,;:!?\"'”’)-—").rpartition(" ")
@@ -20,10 +22,21 @@ def score(asked: Asked) -> Scores:
         tokenizer.enable_truncation(most)
         if not prefix or not end:
             continue
+        kept.append(done)
         for index, subject in enumerate(asked.both):
-            found = subject.continuations(prefix, [end])[0].argmax(axis=1).tolist()
+            logits = subject.continuations(prefix, [end])[0]
+            found = logits.argmax(axis=1).tolist()
             scores[index].append(float(found == end))
+            words[index].append(tokenizer.decode(found).strip())
             if index == 0:
-                answers.append(found[0])
+                confidence.append(certainty(logits[0]))
         asked.watch(done + 1, len(asked.rows.evaluation))
-    return Scores("accuracy", "share", *scores, answers=answers)
+    return Scores(
+        "accuracy",
+        "share",
+        *scores,
+        answers=words[0],
+        artifact_answers=words[1],
+        confidence=confidence,
+        rows=kept,
+    )

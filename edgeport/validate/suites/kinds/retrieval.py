@@ -27,4 +27,13 @@ def score(asked: Asked) -> Scores:
         usable = bool(np.isfinite(stacked).all())
         scores.append([right(best, row["answer"]) if usable else 0.0 for best, row in zip(found, rows, strict=True)])
         chosen.append(found)
-    return Scores("recall_at_1", "share", scores[0], scores[1], chance=1 / len(answers), answers=chosen[0])
+    return Scores(
+        "recall_at_1",
+        "share",
+        scores[0],
+        scores[1],
+        chance=1 / len(answers),
+        answers=chosen[0],
+        artifact_answers=chosen[1],
+        rows=range(len(rows)),
+    )

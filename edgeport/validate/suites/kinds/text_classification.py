@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from edgeport.errors import BadInputError
-from edgeport.validate.suites.kinds import Asked, Scores, right
+from edgeport.validate.suites.kinds import Asked, Scores, certainty, right
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,19 +31,31 @@ def score(asked: Asked) -> Scores:
     labels = [str(row["label"]) for row in rows]
     answer = _own_classes(asked, labels) if asked.original.traits.classifies_texts else _fitted(asked)
     scores: tuple[list[float], list[float]] = ([], [])
-    answers: list[Hashable] = []
+    answers: tuple[list[Hashable], list[Hashable]] = ([], [])
+    confidence: list[float] = []
     for done, (row, label) in enumerate(zip(rows, labels, strict=True)):
         for index, subject in enumerate(asked.both):
-            found = answer(subject, row["text"])
+            found, probability = answer(subject, row["text"])
             scores[index].append(right(found, label))
+            answers[index].append(found)
             if index == 0:
-                answers.append(found)
+                confidence.append(probability)
         asked.watch(done + 1, len(rows))
     chance = max(labels.count(label) for label in set(labels)) / len(labels)
-    return Scores("accuracy", "share", *scores, chance=chance, answers=answers)
+    return Scores(
+        "accuracy",
+        "share",
+        *scores,
+        chance=chance,
+        answers=answers[0],
+        artifact_answers=answers[1],
+        confidence=confidence,
+        rows=range(len(rows)),
+    )
 
 
-Answer = Callable[["Subject", str], str | None]
+Answer = Callable[["Subject", str], tuple[str | None, float]]
+"""A class, None without a usable one, and its probability."""
 
 
 def _own_classes(asked: Asked, labels: list[str]) -> Answer:
@@ -65,9 +77,9 @@ def _own_classes(asked: Asked, labels: list[str]) -> Answer:
                 f"The model has no class {label!r}.", where=f"suite {asked.suite.name}", allowed=[*names, *indices]
             )
 
-    def answer(subject: Subject, text: str) -> str | None:
+    def answer(subject: Subject, text: str) -> tuple[str | None, float]:
         scores = scores_of(subject, text)
-        return known[int(scores.argmax())] if bool(np.isfinite(scores).all()) else None
+        return known[int(scores.argmax())] if bool(np.isfinite(scores).all()) else None, certainty(scores)
 
     return answer
 
@@ -89,8 +101,11 @@ def _fitted(asked: Asked) -> Answer:
     fitted = LogisticRegression(C=STRENGTH, max_iter=1000)
     fitted.fit(np.stack([asked.original.embed(row["text"], most) for row in training]), labels)
 
-    def answer(subject: Subject, text: str) -> str | None:
+    def answer(subject: Subject, text: str) -> tuple[str | None, float]:
         vector = subject.embed(text, most)
-        return str(fitted.predict(vector[None])[0]) if bool(np.isfinite(vector).all()) else None
+        if not bool(np.isfinite(vector).all()):
+            return None, float("nan")
+        probabilities = fitted.predict_proba(vector[None])[0]
+        return str(fitted.classes_[int(probabilities.argmax())]), float(probabilities.max())
 
     return answer
