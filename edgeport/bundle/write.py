@@ -3,6 +3,7 @@
     manifest.json    what it is; follows from the inputs alone (edgeport.bundle.manifest)
     evidence.json    what was measured, when and where (edgeport.validate.evidence)
     report.html      both, for people; holds the exact bytes of evidence.json
+    explain.json     where bytes, errors and flips lie; only after `edgeport explain`
     model/           the artifact's files
     assets/          tokenizer, preprocessing: what an app needs beside the model
     golden/          golden vectors (edgeport.bundle.golden)
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence.json"
 REPORT = "report.html"
+EXPLANATION = "explain.json"
+"""What `edgeport explain` adds: it is made later, and no part of what the manifest hashes."""
 
 TEXT_BYTES = 4 * 1024 * 1024
 """Room for manifest, evidence and report together; MiniLM's take 0.1 MB."""

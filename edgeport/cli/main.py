@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from edgeport.cli import chat, compress, doctor, export, gate, inspect, recipes, run, suites, targets, validate, zoo
+from edgeport.cli import (
+    chat,
+    compare,
+    compress,
+    doctor,
+    export,
+    gate,
+    inspect,
+    recipes,
+    report,
+    run,
+    suites,
+    targets,
+    validate,
+    zoo,
+)
 from edgeport.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, EdgeportError
 
 EXIT_INTERRUPTED = 130
@@ -26,6 +41,8 @@ Examples:
   edgeport compress zoo:minilm --recipe int8 -o out/minilm-int8
   edgeport validate out/minilm
   edgeport gate out/minilm --budget budgets.toml --junit gate.xml
+  edgeport report out/minilm --against released/minilm --markdown pull-request.md
+  edgeport compare out/minilm-int8 out/minilm-int4 -o compare.html
   edgeport run out/smollm2 "What is the capital of France?"
   edgeport targets
   edgeport doctor
@@ -47,6 +64,8 @@ app.command("export", short_help="Compress, lower, measure and bundle a model.")
 app.command("compress", short_help="Compress a model into a folder that any machine can export.")(compress.compress)
 app.command("validate", short_help="Check a bundle's files, run it and judge it again.")(validate.validate)
 app.command("gate", short_help="Judge a bundle's evidence by budgets, or against an older bundle.")(gate.gate)
+app.command("report", short_help="Write a bundle's report: HTML, or Markdown for a pull request.")(report.report)
+app.command("compare", short_help="Put several bundles on one page.")(compare.compare)
 app.command("run", short_help="Let a bundle's language model answer a prompt.")(run.run)
 app.command("chat", short_help="Chat with a bundle's language model.")(chat.chat)
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)
