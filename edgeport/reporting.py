@@ -47,6 +47,7 @@ def make_report(
         MeasurementError: a bundle carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
+    from edgeport.bundle.write import evidence_text
     from edgeport.gating import evidence_of, gate_bundle, read_evidence
     from edgeport.report.deltas import deltas
     from edgeport.report.markdown import report_markdown
@@ -62,25 +63,53 @@ def make_report(
         evidence = evidence.model_copy(update={"verdict": verdict})
     name = None if against is None else against.name
     manifest = found.manifest.to_json()
-    page = report_page(found, evidence, changes=changes, against=name)
+    page = report_page(found, evidence_text(evidence), changes=changes, against=name)
     text = report_markdown(bundle.name, manifest, evidence, changes=changes, against=name)
     return Pages(page, text, evidence, own=own)
 
 
-def report_page(found: Bundle, evidence: Evidence, *, changes: Sequence[Delta] = (), against: str | None = None) -> str:
-    """The HTML of a bundle's report with this evidence, and with its explain.json where there is one."""
-    from edgeport.bundle.write import EXPLANATION, evidence_text
+def report_page(found: Bundle, evidence: str, *, changes: Sequence[Delta] = (), against: str | None = None) -> str:
+    """The HTML of a bundle's report with this text of evidence, and with its explain.json where there is one."""
     from edgeport.report.render import embedded, render_report
     from edgeport.storage import canonical_json
 
-    explained = found.root / EXPLANATION
     beside = {"name": against, "deltas": [asdict(change) for change in changes]}
     return render_report(
         found.manifest.to_json(),
-        evidence_text(evidence),
-        explanation=embedded(explained.read_text()) if explained.is_file() else "",
+        evidence,
+        explanation=embedded(_explanation(found.root)),
         against=embedded(canonical_json(beside)) if against is not None else "",
     )
+
+
+def _explanation(root: Path) -> str:
+    """The text of a bundle's explain.json, "" where there is none.
+
+    Raises:
+        BadInputError: it explains another bundle, or is of another schema.
+    """
+    from edgeport.bundle.write import EXPLANATION, MANIFEST
+    from edgeport.storage import hash_file, read_json
+
+    path = root / EXPLANATION
+    if not path.is_file():
+        return ""
+    document = read_json(path)
+    if (document.get("schema_version"), document.get("manifest_sha256")) != (1, hash_file(root / MANIFEST)):
+        raise BadInputError(
+            "The explanation is of another bundle, or of another version of edgeport.",
+            where=path,
+            next_step=f"Make it again: edgeport explain {root}",
+        )
+    return path.read_text()
+
+
+def page_of(bundle: Path, evidence: Evidence) -> str:
+    """The HTML of a bundle's report with evidence that was just measured."""
+    from edgeport.bundle.read import read_bundle
+    from edgeport.bundle.write import evidence_text
+
+    return report_page(read_bundle(bundle), evidence_text(evidence))
 
 
 def remake_report(bundle: Path) -> Path:
@@ -91,13 +120,14 @@ def remake_report(bundle: Path) -> Path:
         MeasurementError: it carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import REPORT
+    from edgeport.bundle.write import EVIDENCE, REPORT
     from edgeport.gating import evidence_of
     from edgeport.report.render import strip_evidence
     from edgeport.storage import hash_bytes, write_text
 
     found = read_bundle(bundle)
-    page = report_page(found, evidence_of(found))
+    evidence_of(found)
+    page = report_page(found, (bundle / EVIDENCE).read_text())
     if hash_bytes(strip_evidence(page).encode()) != found.manifest.report_shell_sha256:
         raise BadInputError(
             "Another version of edgeport made this bundle: its manifest is bound to the page of that version.",
@@ -123,7 +153,7 @@ def compare_bundles(bundles: Sequence[Path], *, by: str | None = None, different
     from edgeport.gating import evidence_of
     from edgeport.report.compare import Candidate, compare, unique_labels
 
-    labels = unique_labels([path.absolute().parts for path in bundles])
+    labels = unique_labels([path.resolve().parts for path in bundles])
     candidates = []
     for label, path in zip(labels, bundles, strict=True):
         found = read_bundle(path)

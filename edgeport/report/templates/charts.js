@@ -24,8 +24,8 @@ function row(label, drawing, value, note) {
     el("span", { class: "value" }, value, note ? el("small", {}, note) : null));
 }
 function axisRow(ticks) {
-  const marks = ticks.map(([share, label], i) =>
-    el("text", { x: at(share), y: 12, "text-anchor": i === 0 ? "start" : i === ticks.length - 1 ? "end" : "middle" }, label));
+  const marks = ticks.map(([share, label]) =>
+    el("text", { x: at(share), y: 12, "text-anchor": share < 0.04 ? "start" : share > 0.96 ? "end" : "middle" }, label));
   return el("div", { class: "row" }, el("span", { class: "label" }),
     el("svg", { class: "axis-row", width: "100%", height: 16, "aria-hidden": "true" }, marks), el("span", { class: "value" }));
 }
@@ -99,8 +99,11 @@ function plot(title, x, y, marks, { height = 260, left = 52 } = {}) {
     if (axis.ticks) return axis.ticks;
     if (!axis.log) return stepsOf(axis.low, axis.high, wanted);
     const found = [];
-    for (let e = Math.ceil(Math.log10(axis.low) - 1e-9); e <= Math.log10(axis.high) + 1e-9; e++) found.push(10 ** e);
-    if (found.length >= 2) return found;
+    const decades = Math.log10(axis.high / axis.low);
+    for (let e = Math.floor(Math.log10(axis.low)); e <= Math.log10(axis.high); e++)
+      for (const m of decades > 2.5 ? [1] : [1, 2, 5]) found.push(m * 10 ** e);
+    const fit = found.filter((v) => v >= axis.low * 0.999 && v <= axis.high * 1.001);
+    if (fit.length >= 2) return fit.filter((v, i) => fit.length <= wanted + 2 || i % 2 === 0);
     return stepsOf(axis.low, axis.high, 4).filter((v) => v > 0);
   };
   function draw() {
@@ -125,5 +128,24 @@ function plot(title, x, y, marks, { height = 260, left = 52 } = {}) {
   draw();
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(box);
   return box;
+}
+/* Names beside points, each where it covers no other; a point that has no room keeps its tip. `points`: [x, y, text];
+   `reserved`: boxes [left, top, right, bottom] of other text. */
+function labels(points, area, reserved = []) {
+  const taken = [...points.map(([x, y]) => [x - 7, y - 7, x + 7, y + 7]), ...reserved];
+  const free = (box) => box[0] >= area.left && box[2] <= area.right + 8 && box[1] >= area.top - 10 && box[3] <= area.bottom &&
+    taken.every((other) => box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
+  return points.map(([x, y, text]) => {
+    const width = 6.4 * text.length;
+    for (const [dx, dy, anchor] of [[11, 4, "start"], [-11, 4, "end"], [8, -10, "start"], [8, 19, "start"], [-8, -10, "end"], [-8, 19, "end"], [0, -13, "middle"], [0, 23, "middle"]]) {
+      const left = x + dx - (anchor === "end" ? width : anchor === "middle" ? width / 2 : 0);
+      const box = [left, y + dy - 10, left + width, y + dy + 3];
+      if (free(box)) {
+        taken.push(box);
+        return el("text", { class: "mark-label", x: x + dx, y: y + dy, "text-anchor": anchor }, text);
+      }
+    }
+    return null;
+  });
 }
 const line = (style, points) => el("polyline", { class: style, points: points.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join(" ") });

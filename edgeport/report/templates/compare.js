@@ -18,7 +18,7 @@ function drawSummary(c, fit) {
   place("summary").append(el("div", { class: "verdict " + (best ? "pass" : c.axes.length ? "fail" : "partly") },
     el("div", { class: "words" },
       el("strong", {}, c.axes.length ? (best ? `${best.label}: the smallest on the front that passed its gate` : "None on the front passed its gate") : "Side by side, without a front"),
-      el("span", {}, c.axes.length ? `${needed.length} of ${plural(fit.length, "bundle")} are on the front of ${c.axes.join(", ")}; the others are beaten in all of it by another one.` : "What differs in more than its compression can't be ranked."))));
+      el("span", {}, c.axes.length ? `${needed.length} of ${plural(fit.length, "bundle")} are on the front of ${c.axes.join(", ")}; another one is at least as good in all of it as each of the rest.` : "What differs in more than its compression can't be ranked."))));
 }
 
 /* The front: hollow where another bundle is at least as good in everything. */
@@ -36,12 +36,14 @@ function drawFront(c, fit) {
         el("line", { class: "zero dashed", x1: area.left, x2: area.right, y1: py(c.measure.baseline), y2: py(c.measure.baseline) }),
         el("text", { x: area.left + 4, y: py(c.measure.baseline) - 5 }, "the original")] : null,
       staircase(c, rows.filter((r) => !r.dominated_by), (r) => px(place_(r, kind)), (r) => py(r.quality.mean), area),
-      rows.map((r) => point(c, r, px(place_(r, kind)), py, form, area)),
+      rows.map((r) => point(r, px(place_(r, kind)), py, form)),
+      labels(rows.map((r) => [px(place_(r, kind)), py(r.quality.mean), r.label]), area,
+        present(c.measure.baseline) ? [[area.left, py(c.measure.baseline) - 16, area.left + 84, py(c.measure.baseline) + 2]] : []),
     ], { height: 320, left: 60 }),
     keys(key(el("circle", { class: "dot-this", cx: 9, cy: 6, r: 5 }), "on the front"), key(el("circle", { class: "dot-base", cx: 9, cy: 6, r: 5 }), "dominated"), key(el("circle", { class: "dot-worst", cx: 9, cy: 6, r: 5 }), "failed its gate"), rangeKey()));
-  const sizes = around(fit.map((r) => r.bytes), 0.14);
+  const sizes = fit.map((r) => r.bytes);
   const parts = [el("p", { class: "lead" }, "Further left is smaller or faster. A bundle is dominated when another one is at least as good in " + c.axes.join(", ") + ", and better in one of them; by the means, whose intervals are drawn.")];
-  parts.push(draw("Size and quality", "size", fit, { low: Math.max(0, sizes[0]), high: sizes[1], label: "bytes of the file", form: bytes }));
+  parts.push(draw("Size and quality", "size", fit, { low: Math.min(...sizes) / 1.25, high: Math.max(...sizes) * 1.25, log: true, label: "bytes of the file", form: shortBytes }));
   const timed = fit.filter((r) => !present(r.why_times));
   if (timed.length > 1) {
     const ends = around(timed.map((r) => r.p50_ms), 0.14);
@@ -66,15 +68,13 @@ function staircase(c, rows, x, y, area) {
   for (let i = 1; i < best.length; i++) steps.push([best[i][0], best[i - 1][1]], best[i]);
   return line("front", steps);
 }
-function point(c, r, x, py, form, area) {
+function point(r, x, py, form) {
   const style = !r.passed ? "dot-worst" : r.dominated_by ? "dot-base" : "dot-this";
   const text = `${r.label}: ${bytes(r.bytes)}, ${form(r.quality.mean)} [${interval(r.quality, form)}]` + (present(r.p50_ms) ? `, ${ms(r.p50_ms)}${present(r.why_times) ? " (not comparable)" : ""}` : "") +
     (r.dominated_by ? `; dominated by ${r.dominated_by}` : "") + (r.passed ? "" : `; failed: ${r.failed.join(", ")}`);
-  const left = x > (area.left + area.right) / 2;
   return [
     r.quality.n > 1 ? el("line", { class: "range thin", x1: x, x2: x, y1: py(r.quality.low), y2: py(r.quality.high) }) : null,
     el("circle", tip(text, { class: style, cx: x, cy: py(r.quality.mean), r: 6.5 })),
-    el("text", { class: "mark-label", x: x + (left ? -11 : 11), y: py(r.quality.mean) + 4, "text-anchor": left ? "end" : "start" }, r.label),
   ];
 }
 
@@ -89,12 +89,11 @@ function drawBundles(c) {
     { name: "Gate", choose: true, show: (r) => el("span", { class: "word " + (r.passed ? "better" : "worse") }, verdictOf(r)) },
     { name: "Size", number: true, show: (r) => two(bytes(r.bytes), present(r.size_ratio) ? times(r.size_ratio) + " of fp32" : ""), value: (r) => r.bytes },
     ...(c.measure ? [{ name: c.measure.title, number: true, show: (r) => (r.quality ? [form(r.quality.mean), present(r.why_quality) ? why(r.why_quality) : el("small", {}, interval(r.quality, form))] : ABSENT), value: (r) => r.quality && r.quality.mean }] : []),
-    { name: "p50", number: true, show: (r) => (present(r.p50_ms) ? [ms(r.p50_ms), present(r.why_times) ? why("not comparable") : null] : ABSENT), value: (r) => r.p50_ms },
-    { name: "p90", number: true, show: (r) => maybe(r.p90_ms, ms), value: (r) => r.p90_ms },
-    { name: "p50 of fp32's", number: true, show: (r) => maybe(r.latency_ratio, (i) => two(times(i.mean), r.valid ? interval(i, times) : "not valid")), value: (r) => r.latency_ratio && r.latency_ratio.mean },
+    { name: "Latency, p50", number: true, show: (r) => (present(r.p50_ms) ? [...two(ms(r.p50_ms), "p90 " + ms(r.p90_ms)), present(r.why_times) ? why("not comparable") : null] : ABSENT), value: (r) => r.p50_ms },
+    { name: "Of fp32's p50", number: true, show: (r) => maybe(r.latency_ratio, (i) => two(times(i.mean), r.valid ? interval(i, times) : "not valid")), value: (r) => r.latency_ratio && r.latency_ratio.mean },
     { name: "Peak memory", number: true, show: (r) => (present(r.peak_rss_mb) ? [digits(r.peak_rss_mb) + " MB", present(r.why_memory) ? why(r.why_memory) : null] : ABSENT), value: (r) => r.peak_rss_mb },
     { name: "Dominated by", optional: true, show: (r) => r.dominated_by },
-  ], c.rows, { filter: c.rows.length > 5 }));
+  ], c.rows, { filter: c.rows.length > 5, cards: true }));
 }
 
 function drawScores(c) {
@@ -135,7 +134,7 @@ function drawPairs(c) {
       { name: "Worse", number: true, show: (p) => count(p.worse), value: (p) => p.worse },
       { name: "McNemar p", number: true, optional: true, show: (p) => maybe(p.mcnemar_p, (v) => (v < 0.001 ? "< 0.001" : v.toFixed(3))), value: (p) => p.mcnemar_p },
       { name: "The second is", choose: true, show: (p) => el("span", { class: "word " + p.answer.replaceAll(" ", "-") }, p.answer) },
-    ], c.pairs));
+    ], c.pairs, { cards: true }));
 }
 
 function drawOrigins(c) {
@@ -145,7 +144,7 @@ function drawOrigins(c) {
     { name: "Machine", wide: true, show: (r) => r.machine },
     { name: "Runtime", show: (r) => `${r.runtime}${r.executed === "runtime" ? "" : r.executed === "reference" ? " (reference evaluator)" : " (not executed)"}` },
     { name: "sha256 of the manifest", show: (r) => el("span", { class: "hash" }, r.manifest_sha256 || ABSENT) },
-  ], c.rows, { filter: false }));
+  ], c.rows, { filter: false, cards: true }));
 }
 
 drawComparison(read("comparison"));

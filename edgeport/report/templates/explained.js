@@ -90,7 +90,7 @@ function sliceChart(f) {
   if (slices.length) {
     const [low, high] = around([0, ...slices.flatMap((s) => [s.low, s.high])]);
     const scale = (v) => (v - low) / (high - low);
-    const ticks = ticksOf(low, high, (v) => change(v, f.unit));
+    const ticks = ticksOf(low, high, changeTick(f.unit));
     parts.push(figure("Difference by slice",
       slices.map((s) => {
         const drawing = dotDrawing(scale, ticks, { mean: s.difference.mean, low: s.low, high: s.high, n: s.n });
@@ -132,7 +132,7 @@ function drawLayerErrors(x) {
       (present(l.output_change) ? ` Watching changed the file's own outputs by ${small(l.output_change)} at most.` : "")),
     l.grows_most ? el("p", {}, "The error grows most in ", el("code", {}, l.grows_most), ".") : null,
     figure("Relative error of each layer's output, in the order of the graph",
-      plot("Relative error by layer", { low: 0, high: l.rows.length + 1, label: "layer", form: (v) => (Number.isInteger(v) ? String(v) : "") }, { low: 0, high: most * 1.08, label: "relative error", form: small }, draw),
+      plot("Relative error by layer", { low: 0, high: l.rows.length + 1, label: "layer", form: (v) => (Number.isInteger(v) ? String(v) : "") }, { low: 0, high: most * 1.08, label: "relative error", form: short }, draw),
       keys(l.grows_most ? key(el("circle", { class: "dot-worst", cx: 9, cy: 6, r: 5 }), "grows most here") : null)),
     table("Layers in the order of the graph", [
       { name: "#", number: true, show: (r) => String(l.rows.indexOf(r) + 1), value: (r) => l.rows.indexOf(r) },
@@ -161,9 +161,9 @@ function drawSensitivity(x) {
     const range = (values) => [Math.min(...values) / 1.6, Math.max(...values) * 1.6];
     const [left, right] = range(rows.map((r) => r.bytes_saved)), [low, high] = range(rows.map(value));
     parts.push(figure("What each layer's compression saves, and what it costs",
-      plot("Bytes saved against cost", { low: left, high: right, log: true, label: "bytes saved", form: bytes }, { low, high, log: true, label, form: small },
+      plot("Bytes saved against cost", { low: left, high: right, log: true, label: "bytes saved", form: shortBytes }, { low, high, log: true, label, form: short },
         (px, py) => rows.map((r) => el("circle", tip(`${r.layer} (${r.format}): saves ${bytes(r.bytes_saved)}, ${label} ${small(value(r))}`, { class: "dot-this soft", cx: px(r.bytes_saved), cy: py(value(r)), r: 5 })))),
-      keys(el("span", { class: "key" }, "top left: costs most, saves least; keep those in more bits first"))));
+      keys(el("span", { class: "key words" }, "top left: costs most, saves least; keep those in more bits first"))));
   }
   const other = (a) => (a ? two(a.format, `${bytes(a.bytes)}, cost ${small(a.cost)}`) : ABSENT);
   parts.push(table("Layers, the most sensitive first", [
@@ -185,13 +185,13 @@ function drawSensitivity(x) {
 /* Claims */
 function drawClaims(claims) {
   if (!claims.length) return;
-  const value = (c) => (present(c.value) ? (c.unit === "share" ? percent(c.value) : small(c.value) + (["", "share", "score", "correlation", "relative"].includes(c.unit) ? "" : " " + c.unit)) : "not measured");
+  const form = (c, v) => (c.metric.startsWith("cosine") ? cosine(v) : amount(c, v) + (["ms", "MB", "nats", "s"].includes(c.unit) ? " " + c.unit : ""));
   reveal("claims", table("Each number, and whether the data decides it", [
     { name: "Claim", show: (c) => title(c.metric) + (c.output ? ` · ${c.output}` : "") },
-    { name: "Measured", number: true, show: value, value: (c) => c.value },
-    { name: "Interval", number: true, show: (c) => (present(c.low) && present(c.high) ? `${small(c.low)} – ${small(c.high)}` : ABSENT) },
+    { name: "Measured", number: true, show: (c) => (present(c.value) ? form(c, c.value) : "not measured"), value: (c) => c.value },
+    { name: "Interval", number: true, show: (c) => (present(c.low) && present(c.high) ? `${form(c, c.low)} – ${form(c, c.high)}` : ABSENT) },
     { name: "n", number: true, show: (c) => maybe(c.n, count), value: (c) => c.n },
-    { name: "Allowed", number: true, optional: true, show: (c) => maybe(c.allowed, small), value: (c) => c.allowed },
+    { name: "Allowed", number: true, optional: true, show: (c) => maybe(c.allowed, (v) => form(c, v)), value: (c) => c.allowed },
     { name: "State", choose: true, show: (c) => c.state },
     { name: "Distance / half width", number: true, optional: true, show: (c) => maybe(c.decided_by, small), value: (c) => c.decided_by },
     { name: "Samples needed", number: true, optional: true, show: (c) => maybe(c.needed, count), value: (c) => c.needed },

@@ -27,6 +27,7 @@ function bytes(count) {
     if (Math.abs(count) >= factor * 0.9995) return minus(digits(count / factor)) + " " + unit;
   return minus(String(count)) + " B";
 }
+const shortBytes = (x) => bytes(x).replace(/\.0+ /, " ");
 function digits(x) {
   const size = Math.abs(x);
   return x.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2);
@@ -47,10 +48,12 @@ const interval = (i, format) => (i.n > 1 ? `${format(i.low, i.mean)} – ${forma
 /* A suite's score, and a difference of two, in the metric's unit. */
 const score = (x, unit) => (unit === "share" ? percent(x) : unit === "correlation" ? x.toFixed(4) : small(x) + (unit === "nats" ? " nats" : ""));
 function change(x, unit) {
+  if (x === 0) return unit === "share" ? "0 pt" : "0";
   const sign = x < 0 ? "−" : "+";
   const size = Math.abs(x);
   return sign + (unit === "share" ? (100 * size).toFixed(size < 0.0995 ? 1 : 0) + " pt" : small(size) + (unit === "nats" ? " nats" : ""));
 }
+const changeTick = (unit) => (x) => (x > 0 ? "+" : "") + (unit === "share" ? short(100 * x) + " pt" : short(x));
 const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
 /* Text with a second line below it. */
@@ -70,7 +73,7 @@ function table(title, columns, rows, { tall = rows.length > 14, cards = false, f
   const shown = columns.filter((c) => !c.optional || rows.some((row) => present(c.show(row)) && c.show(row) !== ABSENT));
   const body = el("tbody", {}, rows.map((row) =>
     el("tr", { class: label ? label(row) : null }, shown.map((c) => {
-      const cell = el("td", { class: [c.number ? "number" : "", c.wide ? "wide" : "", c.name_ ? "name" : ""].join(" ").trim() || null, "data-label": c.name }, c.show(row) ?? ABSENT);
+      const cell = el("td", { class: [c.number ? "number" : "", c.wide ? "wide" : "", c.name_ ? "name" : ""].join(" ").trim() || null, "data-label": c.name }, cards ? el("div", {}, c.show(row) ?? ABSENT) : c.show(row) ?? ABSENT);
       if (c.value) {
         const value = c.value(row);
         cell.dataset.value = present(value) ? value : "";

@@ -108,14 +108,20 @@ function title(metric) {
     accuracy_drop_max: "Worse than the original by", accuracy_score_min: "Score of the suite",
     delegated: "The delegate runs what it is there for", peak_memory_ratio_max: "Peak memory against fp32",
     weights_equal: "Weights in the file are the logical ones", finite: "Every value is finite", varies: "Outputs follow the inputs",
+    tokenizer: "The device's tokenizer splits texts as the original's", long_cache: "A long text in the cache gives the same scores",
+    free_text: "What it writes by itself is the original's",
   };
   const [older, name] = metric.startsWith("regression.") ? ["Against the older bundle: ", metric.slice(11)] : ["", metric];
   return older + (known[name] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
 }
-function amount(metric, value) {
+function amount(c, value) {
+  const metric = c.metric;
   if (!present(value)) return "not measured";
   if (metric.includes("ratio")) return times(value);
   if (metric.startsWith("top1")) return percent(value);
+  if (c.unit === "share") return metric.includes("drop") ? minus((100 * value).toFixed(1)) + " pt" : percent(value);
+  if (c.unit === "relative") return minus(percent(value));
+  if (c.unit === "bytes" || c.unit === "B") return bytes(value);
   return metric.startsWith("cosine") || Number.isInteger(value) ? String(value) : small(value);
 }
 /* Yes-or-no checks that passed for several outputs share one line. */
@@ -132,10 +138,10 @@ const isFlag = (c) => !/_(min|max)$/.test(c.metric) && c.allowed === 1;
 function measureOf(c) {
   if (isFlag(c)) return c.passed ? "yes" : present(c.measured) ? "no" : "not measured";
   const sign = c.metric.endsWith("_min") ? "≥" : "≤";
-  const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c.metric, c.measured);
+  const measured = c.metric.startsWith("cosine") && present(c.measured) ? cosine(c.measured) : amount(c, c.measured);
   const unit = ["ms", "MB", "nats"].includes(c.unit) ? " " + c.unit : "";
-  const interval = present(c.low) && present(c.high) && c.n > 1 ? ` [${small(c.low)}, ${small(c.high)}]` : "";
-  const allowed = `${c.passed ? "" : ", allowed"} ${sign} ${amount(c.metric, c.allowed)}${unit}`;
+  const interval = present(c.low) && present(c.high) && c.n > 1 ? ` [${amount(c, c.low)}, ${amount(c, c.high)}]` : "";
+  const allowed = `${c.passed ? "" : ", allowed"} ${sign} ${amount(c, c.allowed)}${unit}`;
   return measured + (present(c.measured) ? unit : "") + (c.metric.startsWith("accuracy") ? interval : "") + allowed;
 }
 function drawChecks(verdict) {
@@ -150,7 +156,7 @@ function drawChecks(verdict) {
         more ? el("span", { class: "more" }, more) : null,
         c.passed || !c.advice ? null : el("span", { class: "more advice" }, "Try first: " + c.advice)));
   }
-  if (verdict.notes.length) place("checks").after(caption("Not compared: " + verdict.notes.join("; ") + "."));
+  if ((verdict.notes || []).length) place("checks").after(caption("Not compared: " + verdict.notes.join("; ") + "."));
 }
 
 /* Suites */
@@ -186,7 +192,7 @@ function suiteCharts(tasks, unit, checks) {
   const nodes = [];
   if (levels.length) {
     const [low, high] = shares ? [0, 1] : around(levels.flatMap((i) => [i.low, i.high]));
-    const ticks = ticksOf(low, high, (x) => (shares ? (100 * x).toFixed(0) + " %" : small(x)));
+    const ticks = ticksOf(low, high, (x) => (shares ? short(100 * x) + " %" : short(x)));
     const scale = (x) => (x - low) / (high - low);
     nodes.push(figure(null,
       tasks.filter((t) => t.artifact).map((t) => row(`${t.suite}: ${t.metric}`, dotDrawing(scale, ticks, t.artifact, null, null, t.original), score(t.artifact.mean, unit), t.original ? "original " + score(t.original.mean, unit) : "")),
@@ -201,7 +207,7 @@ function suiteCharts(tasks, unit, checks) {
     };
     const [low, high] = around([0, ...differences.flatMap((t) => [t.difference.low, t.difference.high, margin(t) ?? 0])]);
     const scale = (x) => (x - low) / (high - low);
-    const ticks = ticksOf(low, high, (x) => change(x, unit));
+    const ticks = ticksOf(low, high, changeTick(unit));
     const zero = (drawing) => (drawing.prepend(el("line", { class: "zero", x1: at(scale(0)), x2: at(scale(0)), y1: 0, y2: 26 })), drawing);
     const words = (t) => {
       const [better, worse] = t.higher_is_better ? [t.difference.low > 0, t.difference.high < 0] : [t.difference.high < 0, t.difference.low > 0];
@@ -210,7 +216,7 @@ function suiteCharts(tasks, unit, checks) {
     nodes.push(figure("Difference from the original, paired",
       differences.map((t) => row(`${t.suite}: ${t.metric}`, zero(dotDrawing(scale, ticks, t.difference, null, margin(t))), change(t.difference.mean, unit), words(t))),
       axisRow(ticks),
-      keys(meanKey("difference"), rangeKey(), budgetKey("the gate's margin"), lineKey("zero", "no difference"))));
+      keys(meanKey("difference"), rangeKey(), differences.some((t) => present(margin(t))) ? budgetKey("the gate's margin") : null, lineKey("zero", "no difference"))));
   }
   return nodes;
 }
@@ -247,7 +253,7 @@ function cosineChart(rows, limit) {
   return figure(null,
     rows.map((p) => row(p.output, dotDrawing(scale, ticks, p.cosine, p.cosine_worst, limit(p.output)), cosine(p.cosine.mean), interval(p.cosine, cosine))),
     axisRow(ticks),
-    keys(meanKey(), rangeKey(), worstKey(), budgetKey(), el("span", { class: "key" }, "cosine similarity, further right is closer")));
+    keys(meanKey(), rangeKey(), worstKey(), budgetKey(), el("span", { class: "key words" }, "cosine similarity, further right is closer")));
 }
 function top1Chart(rows, limit) {
   const values = rows.flatMap((p) => [p.top1_agreement.low, limit(p.output)]).filter(present);
@@ -281,7 +287,7 @@ function drawLatency(e) {
     return;
   }
   target.append(l.valid
-    ? notice(`A valid run as MLPerf's single stream defines it: ${plural(l.queries, "call")}, ${l.seconds ? digits(l.seconds) + " s of them timed" : ""}.`, "good")
+    ? notice(`A valid run as MLPerf's single stream defines it: ${plural(l.queries, "call")}${l.seconds ? ` that took ${digits(l.seconds)} s` : ""}, on a quiet machine.`, "good")
     : notice("Not valid as a claim: " + l.note));
   const most = 1.02 * Math.max(l.p90_ms, l.baseline_p90_ms || 0);
   const two = present(l.baseline_p50_ms);
@@ -367,7 +373,6 @@ function drawRoofline(e) {
   target.append(figure(null,
     plot("Roofline", x, y, (px, py, area) => [
       line("roof", [[px(lowX), py(lowX * w.bandwidth_gb_s)], [px(ridge), py(w.peak_gflops)], [area.right, py(w.peak_gflops)]]),
-      el("text", { x: area.right, y: py(w.peak_gflops) - 6, "text-anchor": "end" }, `float32 peak ${digits(w.peak_gflops)} Gflop/s`),
       el("line", { class: "drop", x1: px(intensity), x2: px(intensity), y1: py(roof), y2: area.bottom }),
       base === null ? null : el("circle", tip(`fp32, same runtime: ${digits(base)} Gflop/s (drawn at this file's intensity)`, { class: "dot-base", cx: px(intensity), cy: py(base), r: 6 })),
       el("circle", tip(`this file: ${digits(achieved)} Gflop/s of the ${digits(roof)} that the roof allows at ${digits(intensity)} operations a byte`, { class: "dot-this", cx: px(intensity), cy: py(achieved), r: 6 })),

@@ -19,7 +19,7 @@ function drawWeightErrors() {
   if (found.length < 2 || !found.some((r) => r.error > 0)) return;
   const most = Math.max(...found.map((r) => r.error));
   place("layer-chart").append(figure("Relative error of each weight, in the order of the model",
-    plot("Relative error by weight", { low: 0, high: found.length + 1, label: "weight", form: (v) => (Number.isInteger(v) ? String(v) : "") }, { low: 0, high: most * 1.08, label: "relative error", form: small },
+    plot("Relative error by weight", { low: 0, high: found.length + 1, label: "weight", form: (v) => (Number.isInteger(v) ? String(v) : "") }, { low: 0, high: most * 1.08, label: "relative error", form: short },
       (px, py) => {
         const width = Math.max(1, Math.min(18, 0.7 * (px(2) - px(1))));
         return found.map((r, i) => el("rect", tip(`${r.name} (${r.format}): relative error ${small(r.error)}, ${bytes(r.saved)} saved`, { class: "bar-this", x: px(i + 1) - width / 2, y: py(r.error), width, height: Math.max(0, py(0) - py(r.error)) })));
