@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def gate_bundle(
-    bundle: Path, *, budgets: Path | None = None, against: Path | None = None, measured: Path | None = None
+    bundle: Path,
+    *,
+    budgets: Path | None = None,
+    against: Path | None = None,
+    measured: Path | None = None,
+    report: bool = True,
 ) -> Verdict:
     """The gate's verdict on a bundle.
 
@@ -21,6 +26,7 @@ def gate_bundle(
         budgets: a file that takes the place of the recipe's `[gate]`.
         against: an older bundle of the same task.
         measured: what `edgeport validate --json` printed of this bundle; it takes the place of the bundle's evidence.
+        report: check the bundle's report.html too.
 
     Raises:
         BadInputError: a folder is no bundle, a file of it is missing, changed or added, the two bundles have
@@ -33,7 +39,7 @@ def gate_bundle(
 
     wanted = None if budgets is None else load_budgets(budgets)
     found = read_bundle(bundle)
-    verify_files(found)
+    verify_files(found, report=report)
     older = None
     if against is not None:
         old = read_bundle(against)
@@ -42,8 +48,8 @@ def gate_bundle(
             raise BadInputError(
                 f"The bundles have different tasks: {found.manifest.task} and {old.manifest.task}.", where=against
             )
-        older = _evidence(old)
-    evidence = _evidence(found) if measured is None else read_evidence(measured, found)
+        older = evidence_of(old)
+    evidence = evidence_of(found) if measured is None else read_evidence(measured, found)
     return judge(evidence, wanted or found.manifest.recipe.gate, against=older)
 
 
@@ -71,7 +77,12 @@ def read_evidence(path: Path, bundle: Bundle) -> Evidence:
     return evidence
 
 
-def _evidence(bundle: Bundle) -> Evidence:
+def evidence_of(bundle: Bundle) -> Evidence:
+    """The evidence that a bundle carries.
+
+    Raises:
+        MeasurementError: it carries none (exit 15).
+    """
     if bundle.evidence is None:
         raise MeasurementError(
             "The bundle carries no evidence, so there is nothing to judge.",

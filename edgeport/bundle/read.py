@@ -99,31 +99,43 @@ def _verify_file(root: Path, name: str, expected: FileEntry) -> None:
         raise _tampered(f"{name} has sha256 {got}; the manifest says {expected.sha256}.", path)
 
 
-def _verify_texts(bundle: Bundle) -> None:
-    """Check that evidence and report belong to this manifest."""
+def _verify_texts(bundle: Bundle, report: bool) -> None:
+    """Check that evidence and, where asked for, report belong to this manifest."""
     root = bundle.root
     if bundle.evidence is not None:
         got = hash_file(root / MANIFEST)
         if got != bundle.evidence.manifest_sha256:
             said = bundle.evidence.manifest_sha256
             raise _tampered(f"{MANIFEST} has sha256 {got}; {EVIDENCE} was measured for {said}.", root / MANIFEST)
-    report = root / REPORT
-    if not report.is_file():
-        return
+    if report and (root / REPORT).is_file():
+        _verify_report(bundle, root / REPORT)
+
+
+def _verify_report(bundle: Bundle, report: Path) -> None:
+    """Check that a report is the manifest's shell with the texts of evidence.json and, if any, explain.json in it."""
+    root = bundle.root
     html = report.read_bytes()
     measured = (root / EVIDENCE).read_bytes() if bundle.evidence is not None else b""
     if measured and html.count(measured) != 1:
         raise _tampered(f"{REPORT} does not hold the very text of {EVIDENCE}.", report)
-    got = hash_bytes(html.replace(measured, b"") if measured else html)
+    html = html.replace(measured, b"") if measured else html
+    if (root / EXPLANATION).is_file():
+        # As it stands in the page, where a "<" could end the block.
+        explained = (root / EXPLANATION).read_bytes().replace(b"<", b"\\u003c")
+        html = html.replace(explained, b"", 1) if explained else html
+    got = hash_bytes(html)
     if got != bundle.manifest.report_shell_sha256:
         said = bundle.manifest.report_shell_sha256
         raise _tampered(f"{REPORT} without its evidence has sha256 {got}; the manifest says {said}.", report)
 
 
-def verify_files(bundle: Bundle) -> None:
+def verify_files(bundle: Bundle, *, report: bool = True) -> None:
     """Check every file of the bundle against the manifest, the evidence and the report against each other.
 
     This finds damage and careless edits. It is no signature: who rewrites the whole chain of hashes is not found.
+
+    Args:
+        report: also that report.html is what manifest, evidence and explanation make; not when it is to be made again.
 
     Raises:
         BadInputError: a file is missing, changed, or not in the manifest; naming it, the expected and the found.
@@ -138,4 +150,4 @@ def verify_files(bundle: Bundle) -> None:
             raise _tampered(f"{name} is not in the manifest.", bundle.root / name)
     for name, expected in sorted(files.items()):
         _verify_file(bundle.root, name, expected)
-    _verify_texts(bundle)
+    _verify_texts(bundle, report)

@@ -10,6 +10,7 @@ import typer
 
 from edgeport.cli import (
     chat,
+    compare,
     compress,
     doctor,
     explain,
@@ -18,6 +19,7 @@ from edgeport.cli import (
     inspect,
     parity,
     recipes,
+    report,
     run,
     suites,
     targets,
@@ -43,6 +45,8 @@ Examples:
   edgeport gate out/minilm --budget budgets.toml --junit gate.xml
   edgeport parity zoo:minilm -o out/parity
   edgeport explain out/minilm --against released/minilm
+  edgeport report out/minilm --against released/minilm --markdown pull-request.md
+  edgeport compare out/minilm-int8 out/minilm-int4 -o compare.html
   edgeport run out/smollm2 "What is the capital of France?"
   edgeport targets
   edgeport doctor
@@ -66,6 +70,8 @@ app.command("validate", short_help="Check a bundle's files, run it and judge it 
 app.command("gate", short_help="Judge a bundle's evidence by budgets, or against an older bundle.")(gate.gate)
 app.command("parity", short_help="Hold one model's files for several runtimes against the same inputs.")(parity.parity)
 app.command("explain", short_help="Explain a bundle: bytes, errors of layers, flips, certainty.")(explain.explain)
+app.command("report", short_help="Write a bundle's report: HTML, or Markdown for a pull request.")(report.report)
+app.command("compare", short_help="Put several bundles on one page.")(compare.compare)
 app.command("run", short_help="Let a bundle's language model answer a prompt.")(run.run)
 app.command("chat", short_help="Chat with a bundle's language model.")(chat.chat)
 app.command("inspect", short_help="Show what a bundle holds and where it came from.")(inspect.inspect)

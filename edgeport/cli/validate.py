@@ -23,6 +23,9 @@ def validate(
     ] = None,
     quick: Quick = False,
     full: Full = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the HTML report of this measurement to this file.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -34,6 +37,7 @@ def validate(
       edgeport validate out/minilm
       edgeport validate out/minilm --json > evidence-of-this-machine.json
       edgeport validate out/minilm --suite sentiment --suite intents
+      edgeport validate out/minilm --full --report here.html
 
     A changed, missing or additional file ends with exit code 2 and its name.
     """
@@ -47,6 +51,12 @@ def validate(
         result = validate_bundle(
             bundle, names=tuple(suite or ()), original=original, quick=quick, full=full, progress=watcher
         )
+    if report is not None:
+        from edgeport.cli.report import write_page
+        from edgeport.reporting import page_of
+        from edgeport.validate.evidence import Evidence
+
+        write_page(report, page_of(bundle, Evidence(**result.evidence)), "--report")
     document = {
         "bundle": str(bundle),
         "exit_code": result.exit_code,

@@ -106,7 +106,7 @@ def _accuracy(new: Measurements, old: Measurements, budget: Regression, notes: l
             notes.append(f"suite {name}: the older bundle's score is not finite")
             continue
         now = after.get(name)
-        why = _incomparable(now, was)
+        why = incomparable(now, was)
         if now is None or why is not None:
             checks.append(refused(metric, was, 0.0, f"can't be compared with the older bundle's: {why}", AGAIN))
             continue
@@ -129,7 +129,8 @@ def worse_samples(was: TaskScore, now: TaskScore) -> int:
     return sum(before is None or after is None or sign * (after - before) < 0 for before, after in pairs)
 
 
-def _incomparable(now: TaskScore | None, was: TaskScore) -> str | None:
+def incomparable(now: TaskScore | None, was: TaskScore) -> str | None:
+    """Why two bundles' scores of a suite can't be compared sample by sample; None where they can."""
     if now is None:
         return "the suite was not run"
     if (now.metric, now.unit, now.higher_is_better) != (was.metric, was.unit, was.higher_is_better):

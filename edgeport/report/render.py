@@ -1,8 +1,9 @@
 """Render the report: a shell that follows from the manifest, with the exact text of evidence.json inside.
 
 Everything measured is drawn in the browser from that text, so that two runs with the same inputs differ
-in that one block and nowhere else. The page asks the network for nothing: its content security policy
-forbids it, and allows the one script and the one style sheet by their hashes.
+in that one block and nowhere else. explain.json and the comparison with an older bundle have blocks of their own. The
+page asks the network for nothing: its content security policy forbids it, and allows the one script and the one style
+sheet by their hashes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from edgeport.report.numbers import format_bytes, format_shape
 from edgeport.report.waterfall import Waterfall, layer_bytes, left_out, make_waterfall
 from edgeport.storage import canonical_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-EVIDENCE_START = '<script type="application/json" id="evidence">'
-EVIDENCE_END = "</script>"
+    from edgeport.report.compare import Comparison
+
+BLOCKS = ("evidence", "explain", "against")
+"""Ids of the script elements that hold data; the shell of a report is the page with all of them empty."""
+BLOCK_END = "</script>"
+REPORT_SCRIPTS = ("page.js", "charts.js", "report.js", "explained.js", "report_main.js")
+COMPARE_SCRIPTS = ("page.js", "charts.js", "compare.js")
 
 _TEMPLATES = resources.files("edgeport.report") / "templates"
 
@@ -31,23 +38,6 @@ def _csp_hash(text: str) -> str:
     """The source expression of a Content-Security-Policy for an inline script or style."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes in decimal units with three significant digits: 512 B, 22.9 MB."""
-    size = abs(count)
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor * 0.9995:
-            scaled = size / factor
-            digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
-            return f"{'−' if count < 0 else ''}{scaled:.{digits}f} {unit}"
-    return f"{'−' if count < 0 else ''}{size:.0f} B"
-
-
-def format_shape(shape: list[int | dict[str, Any]]) -> str:
-    """Sizes of a tensor, free ones with their range: batch 1–8 × sequence 1–512 × 384."""
-    parts = [s if isinstance(s, int) else f"{s['name']} {s['minimum']}–{s['maximum']}" for s in shape]
-    return " × ".join(str(part) for part in parts) or "scalar"
 
 
 @dataclass(frozen=True)
@@ -93,33 +83,69 @@ def overhead_label(waterfall: Waterfall) -> str:
 
 
 @functools.cache
-def _page() -> Template:
+def _page(name: str) -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = format_bytes
     environment.filters["shape"] = format_shape
-    return environment.from_string((_TEMPLATES / "report.html").read_text())
+    return environment.from_string((_TEMPLATES / name).read_text())
 
 
-def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
+@functools.cache
+def _script(names: tuple[str, ...]) -> str:
+    """Some files of the templates as one script with a scope of its own."""
+    text = "\n".join((_TEMPLATES / name).read_text() for name in names)
+    return f'"use strict";\n(() => {{\n{text}}})();\n'
+
+
+def block_start(name: str) -> str:
+    """The start tag of a block of data."""
+    return f'<script type="application/json" id="{name}">'
+
+
+def embedded(text: str) -> str:
+    """JSON text that can stand inside a script element: a "<" only occurs within its strings."""
+    return text.replace("<", "\\u003c")
+
+
+def _fill(name: str, scripts: tuple[str, ...], blocks: Mapping[str, str], **values: object) -> str:
+    """A page of a template, with its style, its script, and its blocks of data."""
+    from markupsafe import Markup
+
+    for block, text in blocks.items():
+        if "<" in text:
+            raise ValueError(f'the text of the block {block!r} holds a "<"; write it as \\u003c')
+    style, script = (_TEMPLATES / "style.css").read_text(), _script(scripts)
+    return _page(name).render(
+        blocks=Markup("\n".join(block_start(block) + text + BLOCK_END for block, text in blocks.items())),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
+        **values,
+    )
+
+
+def render_report(manifest: Mapping[str, Any], evidence: str, *, explanation: str = "", against: str = "") -> str:
     """The text of report.html.
 
     Args:
         manifest: `Manifest.to_json()`.
         evidence: the exact text of evidence.json (edgeport.bundle.write.evidence_text), or "" for the shell.
+        explanation: `embedded` text of explain.json, or "".
+        against: `embedded` JSON of {"name", "deltas"} (edgeport.report.deltas), or "".
 
     Raises:
-        ValueError: the evidence holds a "<", with which it could break out of its script element.
+        ValueError: a block's text holds a "<", with which it could break out of its script element.
     """
-    from markupsafe import Markup
+    from edgeport.validate.suites.definition import suite_names
 
-    if "<" in evidence:
-        raise ValueError('the text of the evidence holds a "<"; write it as \\u003c')
-    style = (_TEMPLATES / "style.css").read_text()
-    script = (_TEMPLATES / "report.js").read_text()
     waterfall = make_waterfall(manifest)
-    return _page().render(
+    return _fill(
+        "report.html",
+        REPORT_SCRIPTS,
+        dict(zip(BLOCKS, (evidence, explanation, against), strict=True)),
         manifest=manifest,
         waterfall=waterfall,
         steps=waterfall_steps(waterfall),
@@ -128,22 +154,27 @@ def render_report(manifest: Mapping[str, Any], evidence: str) -> str:
         layers=[{**layer, **layer_bytes(layer, manifest)} for layer in manifest["layers"]],
         left_out=left_out(manifest),
         facts=canonical_json(manifest["facts"]) if manifest["facts"] else "",
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        evidence=Markup(EVIDENCE_START + evidence + EVIDENCE_END),
+        suites=" ".join(suite_names()),
     )
 
 
+def render_comparison(comparison: Comparison) -> str:
+    """The text of a page that compares bundles."""
+    data = embedded(canonical_json(comparison.to_json()))
+    title = " · ".join(dict.fromkeys(row.model for row in comparison.rows))
+    return _fill("compare.html", COMPARE_SCRIPTS, {"comparison": data}, title=title, count=len(comparison.rows))
+
+
 def strip_evidence(html: str) -> str:
-    """The shell of a report: the page with the text of its evidence cut out.
+    """The shell of a report: the page with the text of its blocks cut out.
 
     Raises:
         ValueError: the page is no edgeport report.
     """
-    before, start, rest = html.partition(EVIDENCE_START)
-    _, end, after = rest.partition(EVIDENCE_END)
-    if not start or not end:
-        raise ValueError("the page has no evidence block")
-    return before + start + end + after
+    for name in BLOCKS:
+        before, start, rest = html.partition(block_start(name))
+        _, end, after = rest.partition(BLOCK_END)
+        if not start or not end:
+            raise ValueError(f"the page has no {name} block")
+        html = before + start + end + after
+    return html

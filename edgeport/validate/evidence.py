@@ -193,6 +193,18 @@ class Noise(Strict):
     drift: float
 
 
+class CallTimes(Strict):
+    """All timed calls of one artifact, in brief.
+
+    Attributes:
+        percentiles_ms: wall time, the 0th to the 100th percentile: 101 numbers.
+        course_ms: medians of equal stretches of the run, in order: what drift looks like.
+    """
+
+    percentiles_ms: tuple[float, ...]
+    course_ms: tuple[float, ...]
+
+
 class Latency(Strict):
     """Latency as MLPerf's single stream measures it: the next call when the last is done, measured p90.
 
@@ -210,6 +222,7 @@ class Latency(Strict):
         cpu_ratio: the same of processor time; None with too few calls to say.
         outliers: share of this artifact's calls that took more than twice the median.
         noise: of the machine during the run.
+        calls, baseline_calls: how long each of the timed calls took, in brief.
     """
 
     threads: int
@@ -228,6 +241,8 @@ class Latency(Strict):
     cpu_ratio: Interval | None = None
     outliers: float = 0.0
     noise: Noise | None = None
+    calls: CallTimes | None = None
+    baseline_calls: CallTimes | None = None
     min_queries_met: bool = False
     min_duration_met: bool = False
     valid: bool

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from edgeport.errors import MeasurementError
-from edgeport.validate.evidence import Interval, Latency, Noise
+from edgeport.validate.evidence import CallTimes, Interval, Latency, Noise
 from edgeport.validate.intervals import percentile_interval, ratio_of_medians
 from edgeport.validate.timing import Timings, interleave, pinned
 
@@ -42,6 +42,8 @@ MOST_OUTLIERS = 0.05
 MOST_SPREAD, MOST_KERNEL_DRIFT = 0.25, 0.10
 """Of the calibration kernel: its p90 over its median, and the change of its median over the run."""
 LEAST_KERNEL_RUNS = 20
+STRETCHES = 60
+"""Parts of a run whose medians are kept, so that a reader can see when it was slow."""
 
 
 def query(session: Session, inputs: Arrays) -> Callable[[], object]:
@@ -66,6 +68,22 @@ def outliers(timings: Timings) -> float:
     import numpy as np
 
     return float((timings.wall > 2 * np.median(timings.wall)).mean())
+
+
+def call_times(wall: np.ndarray) -> CallTimes:
+    """All calls in brief.
+
+    Args:
+        wall: nanoseconds in order, int64 (n,).
+    """
+    import numpy as np
+
+    milliseconds = wall / 1e6
+    stretches = np.array_split(milliseconds, min(STRETCHES, len(wall)))
+    return CallTimes(
+        percentiles_ms=tuple(np.percentile(milliseconds, range(101)).tolist()),
+        course_ms=tuple(float(np.median(stretch)) for stretch in stretches),
+    )
 
 
 def noise_of(kernel: np.ndarray) -> Noise | None:
@@ -202,6 +220,8 @@ def summarise(
         cpu_ratio=None if baseline is None or count < LEAST_FOR_CPU else ratio(timings.cpu, baseline.cpu),
         outliers=outliers(timings),
         noise=noise,
+        calls=call_times(timings.wall),
+        baseline_calls=None if baseline is None else call_times(baseline.wall),
         min_queries_met=count >= LEAST_QUERIES,
         min_duration_met=seconds >= LEAST_SECONDS,
         valid=not short and not disturbed,

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeport.report import make_waterfall, render_report, strip_evidence
-from edgeport.report.render import EVIDENCE_START, format_bytes, format_shape, waterfall_steps
+from edgeport.report.numbers import format_bytes, format_shape
+from edgeport.report.render import block_start, waterfall_steps
 from edgeport.report.waterfall import GROUPS, layer_group
 
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'"
@@ -113,7 +114,7 @@ def test_the_page_asks_the_network_for_nothing() -> None:
 @pytest.mark.parametrize("evidence", ["", "{}\n", json.dumps({"x": "\\u003c/script>", "y": "\u2028é"})])
 def test_the_evidence_is_the_only_part_that_a_run_changes(evidence: str) -> None:
     html = render_report(manifest(EVIL), evidence)
-    assert html.count(f"{EVIDENCE_START}{evidence}</script>") == 1
+    assert html.count(f"{block_start('evidence')}{evidence}</script>") == 1
     assert strip_evidence(html) == render_report(manifest(EVIL), "")
     assert strip_evidence(strip_evidence(html)) == strip_evidence(html)
 
