@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgeport.bundle.read import Bundle
     from edgeport.explain.document import Bytes, Changes, Explanation, LayerErrors, Sensitivity, SuiteFlips
     from edgeport.explain.shipped import Shipped
-    from edgeport.job import Progress
+    from edgeport.progress import Progress
     from edgeport.model.types import Model
     from edgeport.validate.evidence import TaskScore
 
@@ -67,7 +67,7 @@ def explain_bundle(
     from edgeport.bundle.write import MANIFEST
     from edgeport.explain.claims import make_claims
     from edgeport.explain.document import Explanation
-    from edgeport.job import Silent
+    from edgeport.progress import Silent
     from edgeport.storage import hash_file
 
     progress = progress or Silent()
@@ -253,7 +253,7 @@ def _changes(
     from edgeport.bundle.write import MANIFEST
     from edgeport.explain.changes import make_changes
     from edgeport.gate.regression import same_samples
-    from edgeport.job import Silent
+    from edgeport.progress import Silent
     from edgeport.storage import hash_file
 
     notes, shared = [], []

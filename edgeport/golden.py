@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeport.job import Job, state_digest
+from edgeport.job import Job
+from edgeport.model.digest import state_digest
 from edgeport.progress import Progress
 from edgeport.storage import canonical_json
 

@@ -75,11 +75,31 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True, a
             shaped = lowered_like(model, outline(plain, request.recipe))
         assignments = assign(shaped or model, request.recipe, request.target)
         whole = None if loaded is plain else _whole(loaded, model)
-        return Job(request, model, assignments, settings, None, None if cached is None else plain, shaped, whole)
+        teachers = _teachers(request, plain, progress)
+        uncached = None if cached is None else plain
+        return Job(request, model, assignments, settings, None, uncached, shaped, whole, teachers)
     model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
     job = Job(request, model, assignments, settings, before)
     check_stored_inputs(model, before.reference, job.sequences)
     return job
+
+
+def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dict[str, Model]:
+    """The models that the recipe's distillation names.
+
+    Raises:
+        BadInputError: one can't be loaded, or does not fit the student.
+    """
+    from edgeport.compress.distill.run import check_teacher
+    from edgeport.model.load import load_model
+
+    made: dict[str, Model] = {}
+    for step in request.recipe.distill:
+        if step.teacher is not None and step.teacher not in made:
+            progress.stage("load", f"{step.teacher}, which teaches")
+            made[step.teacher] = load_model(step.teacher, task=student.task, allow_pickle=request.allow_pickle)
+            check_teacher(student, made[step.teacher])
+    return made
 
 
 def _trimmed(model: Model, step: PruneVocabulary, progress: Progress) -> Model:
