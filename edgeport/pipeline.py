@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact, LoweringSettings
     from edgeport.model.types import Model
     from edgeport.plan import Plan
-    from edgeport.validate.evidence import DataRecord, FreeText, Measurements, TokenizerParity, Verdict, Work
+    from edgeport.validate.evidence import (
+        DataRecord,
+        FreeText,
+        Measurements,
+        Products,
+        TokenizerParity,
+        Verdict,
+        Work,
+    )
 
 __all__ = ["ExportRequest", "ExportResult", "Progress", "export", "plan", "validate_bundle"]
 
@@ -331,6 +339,16 @@ def _work(
     return work.model_copy(update={"peak_gflops": peak, "bandwidth_gb_s": bandwidth})
 
 
+def _products(
+    job: Job, artifact: Artifact, model: Model, inputs: Sequence[Mapping[str, np.ndarray]]
+) -> Products | None:
+    """Operations of the products with weights, in the file and in the model; None where the file can't be run here."""
+    from edgeport.validate.products import count_products
+    from edgeport.validate.run import largest
+
+    return None if job.request.target.execution.here == "none" else count_products(artifact, model, largest(inputs))
+
+
 def _free_text(
     job: Job, artifact: Artifact, inputs: Sequence[Mapping[str, np.ndarray]], progress: Progress
 ) -> FreeText | None:
@@ -398,7 +416,11 @@ def _measure(
         )
         # What a token beside an encoder reads is not counted: the encoder's part of the files is not read again.
         if model.decoder is None or not model.decoder.cross:
-            measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
+            counted = {
+                "work": _work(job, artifact, model, inputs, measurements),
+                "products": _products(job, artifact, model, inputs),
+            }
+            measurements = measurements.model_copy(update=counted)
         if model.decoder is not None:
             generation = measure_generation(
                 artifact,
