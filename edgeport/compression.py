@@ -245,8 +245,8 @@ def _read_back(folder: Path, contents: Compressed) -> None:
     Raises:
         BadInputError: this kind of model does not come back out of its config.
     """
-    from edgeport.job import state_digest
     from edgeport.model.compressed import load_compressed
+    from edgeport.model.digest import state_digest
     from edgeport.quantized import digest
 
     model = contents.model

@@ -7,7 +7,8 @@ compression before it), so each is known before anything is computed, which is w
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -112,20 +113,6 @@ def lowering_settings(request: ExportRequest) -> LoweringSettings:
     )
 
 
-def state_digest(module: Any) -> str:
-    """sha256 over the names and bytes of a module's parameters and buffers."""
-    import hashlib
-
-    import torch
-
-    state = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        data = tensor.detach().cpu().contiguous()
-        state.update(data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b"")
-    return state.hexdigest()
-
-
 @dataclass(frozen=True)
 class Job:
     """A request with everything decided and nothing long done: the model is loaded, each weight has its format.
@@ -138,6 +125,7 @@ class Job:
         shaped: the model in the shapes that the recipe's pruning leads to, as it is lowered; its values are no one's.
             None where the recipe does not restructure.
         whole: the model with all of its tokens, as it is lowered, where the recipe leaves some out: the baseline.
+        teachers: the models that the recipe's distillation names, by that name.
     """
 
     request: ExportRequest
@@ -148,6 +136,7 @@ class Job:
     plain: Model | None = None
     shaped: Model | None = None
     whole: Model | None = None
+    teachers: Mapping[str, Model] = field(default_factory=dict)
 
     @cached_property
     def model_key(self) -> str:
@@ -167,9 +156,13 @@ class Job:
     @cached_property
     def state(self) -> str:
         """Hash of the model's weights."""
+        from edgeport.model.digest import state_digest
+
         return state_digest(self.model.module)
 
     def _model_key(self, model: Model) -> str:
+        from edgeport.model.digest import state_digest
+
         return hash_value(
             {
                 "files": dict(model.source.files),
@@ -222,8 +215,19 @@ class Job:
         recipe = self.request.recipe
         steps = recipe.restructure
         tuned = recipe.calibration.model_dump() if any(needs_data(step) for step in steps) else None
-        values = {"model": self.uncached_key, "calibration": tuned}
+        values = {"model": self.uncached_key, "calibration": tuned, "lessons": self._lessons()}
         return stage_key("restructure", {**values, "steps": [step.model_dump(mode="json") for step in steps]})
+
+    def _lessons(self) -> list[dict[str, Any]]:
+        """What the recipe's distillation reads beside the model: hashes of teachers and files."""
+        from edgeport.data.corpus import hash_files
+        from edgeport.model.digest import state_digest
+
+        teachers = {name: state_digest(model.module) for name, model in self.teachers.items()}
+        return [
+            {"teacher": teachers.get(step.teacher or ""), "texts": hash_files(step.data.texts)}
+            for step in self.request.recipe.distill
+        ]
 
     @cached_property
     def compress_key(self) -> str:
@@ -233,7 +237,9 @@ class Job:
         rows = [asdict(item) for item in self.assignments]
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
         tuned = self.request.recipe.calibration.model_dump() if self.request.recipe.calibrates else None
-        values = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        values: dict[str, Any] = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        if self.request.recipe.distill:
+            values["lessons"] = self._lessons()
         if any(item.activation == "static_int8" for item in self.assignments):
             # What a layer becomes that is left out, and whether layers give integers, is the target's to say.
             values["activations"] = self.request.target.activations.model_dump()
@@ -387,11 +393,31 @@ def prepare(request: ExportRequest, progress: Progress, *, cache: bool = True) -
             shaped = _like(model, outline(plain, request.recipe))
         assignments = assign(shaped or model, request.recipe, request.target)
         whole = None if loaded is plain else _whole(loaded, model)
-        return Job(request, model, assignments, settings, None, None if cached is None else plain, shaped, whole)
+        teachers = _teachers(request, plain, progress)
+        uncached = None if cached is None else plain
+        return Job(request, model, assignments, settings, None, uncached, shaped, whole, teachers)
     model, assignments, before = open_for_target(model, folder, request.recipe, request.target)
     job = Job(request, model, assignments, settings, before)
     check_stored_inputs(model, before.reference, job.sequences)
     return job
+
+
+def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dict[str, Model]:
+    """The models that the recipe's distillation names.
+
+    Raises:
+        BadInputError: one can't be loaded, or does not fit the student.
+    """
+    from edgeport.compress.distill.run import check_teacher
+    from edgeport.model.load import load_model
+
+    made: dict[str, Model] = {}
+    for step in request.recipe.distill:
+        if step.teacher is not None and step.teacher not in made:
+            progress.stage("load", f"{step.teacher}, which teaches")
+            made[step.teacher] = load_model(step.teacher, task=student.task, allow_pickle=request.allow_pickle)
+            check_teacher(student, made[step.teacher])
+    return made
 
 
 def _trimmed(model: Model, step: PruneVocabulary, progress: Progress) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,8 @@ def make_restructured(job: Job, progress: Progress) -> Model:
     """The model (without a cache) as the recipe's pruning, factorizing and the like leave it."""
     from edgeport.compress.calibrate import as_tensors
     from edgeport.compress.cuts import load_restructured, save_restructured
+    from edgeport.compress.distill.data import training_samples
+    from edgeport.compress.distill.lessons import Lessons
     from edgeport.compress.restructure import restructure
     from edgeport.restructuring import needs_data
     from edgeport.stages import run_stage
@@ -148,15 +151,23 @@ def make_restructured(job: Job, progress: Progress) -> Model:
     recipe = job.request.recipe
     if job.shaped is None:
         return job.uncached
+    checkpoints = cache_root() / "trainings" / job.restructure_key
+    lessons = Lessons(
+        teachers=job.teachers,
+        samples=lambda student, teacher, step: training_samples(student, teacher, step, progress=progress.update),
+        checkpoints=checkpoints,
+        progress=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
+    )
 
     def make(out: Path) -> None:
         wanted = any(needs_data(step) for step in recipe.restructure)
         inputs = as_tensors(job.uncached, _calibration(job, progress)) if wanted else []
-        made = restructure(job.uncached, recipe, inputs, whole=job.whole, log=progress.message)
+        made = restructure(job.uncached, recipe, inputs, whole=job.whole, lessons=lessons, log=progress.message)
         save_restructured(out, job.uncached, made)
 
     progress.stage("restructure", ", ".join(step.method for step in recipe.restructure))
     folder = run_stage("restructure", job.restructure_key, make, report=progress.message)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return load_restructured(folder, job.uncached).model
 
 
@@ -295,7 +306,6 @@ def _generation(job: Job, model: Model) -> dict[str, str]:
 
 def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:
     """What device tokenizers make of the assets as a bundle holds them; the expected ids are kept in tokenizer.json."""
-    import shutil
     import tempfile
 
     from edgeport.bundle.write import write_assets

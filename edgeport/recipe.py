@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeport.budgets import Budgets
+from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
 from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKind, WeightFormat
 from edgeport.resources import PACKAGE
@@ -248,6 +249,11 @@ class Recipe(Strict):
         return next((step for step in self.compress if isinstance(step, PruneVocabulary)), None)
 
     @property
+    def distill(self) -> tuple[Distill, ...]:
+        """The trainings before its weights are quantized, in order."""
+        return tuple(step for step in self.compress if isinstance(step, Distill))
+
+    @property
     def quantize(self) -> Quantize | None:
         """The step that quantizes, if there is one."""
         return next((step for step in self.compress if isinstance(step, Quantize)), None)
@@ -287,12 +293,18 @@ class Recipe(Strict):
     def _quantizes_once(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         first = [step for step in value if isinstance(step, Restructure)]
         if first != list(value[: len(first)]):
-            raise ValueError("what prunes, factorizes or makes sparse comes before what prepares and quantizes")
-        found = [place(step) for step in first]
-        if found != sorted(found) or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1):
+            raise ValueError(
+                "what prunes, factorizes, makes sparse or distils comes before what prepares and quantizes"
+            )
+        found = [place(step) for step in first if not isinstance(step, Distill)]
+        if (
+            any(isinstance(step, PruneVocabulary) for step in first[1:])
+            or found != sorted(found)
+            or any(found.count(one) > 1 for one in range(len(ORDER)) if one != 1)
+        ):
             raise ValueError(
                 "prune_vocabulary comes first, then prune_depth, _width and _channels, then lowrank, then what makes "
-                "weights sparse; all but the second once each"
+                "weights sparse; all but the second once each, and distill behind any of them"
             )
         if len(value) == len(first):
             return value
@@ -350,6 +362,7 @@ __all__ = [
     "Brecq",
     "Budgets",
     "Calibration",
+    "Distill",
     "Gptq",
     "Hqq",
     "Lowering",

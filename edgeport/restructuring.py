@@ -1,5 +1,5 @@
 """The steps of a recipe that make a model smaller before its weights are quantized: fewer layers, narrower layers,
-fewer tokens, two thin matrices for a wide one, zeros.
+fewer tokens, two thin matrices for a wide one, zeros; and the training that heals it (edgeport.distilling).
 
 What shapes come out follows from the step and the model's shapes alone, so a plan knows them; which parts stay follows
 from data (edgeport.compress.restructure).
@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from edgeport.distilling import Distill
 from edgeport.schema import Strict
 
 
@@ -117,14 +118,14 @@ class Sparsify(Strict):
         return int(kept), int(group)
 
 
-Restructure = PruneVocabulary | PruneDepth | PruneWidth | PruneChannels | LowRank | Sparsify
+Restructure = PruneVocabulary | PruneDepth | PruneWidth | PruneChannels | LowRank | Sparsify | Distill
 ORDER: tuple[type[Strict] | tuple[type[Strict], ...], ...] = (
     PruneVocabulary,
     (PruneDepth, PruneWidth, PruneChannels),
     LowRank,
     Sparsify,
 )
-"""Places in a recipe; steps of one place come in any order."""
+"""Places in a recipe; steps of one place come in any order. Distill may stand behind each of them."""
 
 
 def place(step: Restructure) -> int:
@@ -134,4 +135,4 @@ def place(step: Restructure) -> int:
 
 def needs_data(step: Restructure) -> bool:
     """The step looks at calibration inputs."""
-    return not isinstance(step, PruneVocabulary) and getattr(step, "method", "") != "magnitude"
+    return not isinstance(step, PruneVocabulary | Distill) and getattr(step, "method", "") != "magnitude"

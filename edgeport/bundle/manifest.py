@@ -148,6 +148,26 @@ class PartEntry(Strict):
     loss: float | None
 
 
+class TrainingEntry(Strict):
+    """What a distillation did (edgeport.compress.distill.run.TrainingRecord)."""
+
+    teacher: str
+    teacher_sha256: str
+    data: DataRecord
+    data_sha256: str
+    loss_before: float
+    loss_after: float
+    held_out: tuple[tuple[int, float], ...]
+    training: tuple[tuple[int, float], ...]
+    best: int
+    steps: int
+    ended: str
+    inputs: int
+    inputs_held_out: int
+    tokens: int | None
+    parameters: int
+
+
 class StepEntry(Strict):
     """What pruning, factorizing or the like did (edgeport.compress.restructure.StepRecord)."""
 
@@ -160,6 +180,7 @@ class StepEntry(Strict):
     flops_after: int
     divergence: float | None
     parts: tuple[PartEntry, ...]
+    training: TrainingEntry | None = None
 
 
 class ImageEntry(Strict):

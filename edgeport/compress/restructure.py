@@ -3,7 +3,7 @@
 The shapes that come out follow from the recipe and the model's shapes alone: `outline` makes a model of those shapes
 at once, which plans and formats are decided on. `restructure` chooses from data what stays. Its cuts, applied to the
 original, make the module again; only values that a step changed have to be stored beside them. Training that heals what
-a cut broke (edgeport.compress.distill) belongs behind the cuts, where it changes values alone.
+a cut broke (edgeport.compress.distill) changes values alone, so it may stand behind any cut.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 
 from edgeport.compress.chain import call
 from edgeport.compress.distill import distance
+from edgeport.compress.distill.lessons import Lessons, teach
+from edgeport.compress.distill.run import TrainingRecord, check_step
 from edgeport.compress.flops import count_flops
 from edgeport.compress.lowrank.svd import choose_ranks, factorize_layers, outline_factors
 from edgeport.compress.prune.cut import Cut, cut_depth, cut_width
@@ -23,6 +25,7 @@ from edgeport.compress.prune.families import sizes_of
 from edgeport.compress.prune.narrow import OUT, choose_channels, cut_channels
 from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
+from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs, vocabulary_size
 from edgeport.model.types import Model
@@ -51,7 +54,8 @@ class PartRecord:
         name: of a layer, or of the block or group of layers that the step sees as one, in the model before the step.
         before, after: how much of it there was and is, in words ("192 channels").
         loss: what the step saw go: block influence (depth), share of the summed score (width), relative error of the
-            layer's output (lowrank, sparse) or of the weight (magnitude); None where it measures nothing.
+            layer's output (lowrank, sparse) or of the weight (magnitude), relative change of the weight (distill); None
+            where it measures nothing.
     """
 
     name: str
@@ -71,6 +75,7 @@ class StepRecord:
         divergence: distance of the outputs from the original's over calibration inputs, all steps so far together:
             nats a position for logits, else relative squared error (edgeport.compress.distill.distance); None where
             the recipe uses no data.
+        training: of distillation.
     """
 
     method: str
@@ -82,6 +87,7 @@ class StepRecord:
     flops_after: int
     divergence: float | None
     parts: tuple[PartRecord, ...]
+    training: TrainingRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,8 @@ def outline(model: Model, recipe: Recipe) -> Model:
         BadInputError: a step can't be done to this model.
     """
     for step in recipe.restructure:
+        if isinstance(step, Distill):
+            check_step(model, step)
         cut = _first_cut(model, step)
         model = model if cut is None else apply_cut(model, cut)
     return model
@@ -195,6 +203,17 @@ def _run_values(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model,
         full = {name: f"{weight.numel()} numbers" for name, weight in rows.items()}
         left = {name: f"{count} numbers" for name, (count,) in first.kept.items()}
     return made, first, tuple(PartRecord(name, full[name], left[name], errors[name]) for name in rows)
+
+
+def _changes(before: Model, after: Model) -> tuple[PartRecord, ...]:
+    """How far training moved each weight with two or more dimensions."""
+    parts = []
+    for name, value in before.module.named_parameters():
+        if value.ndim >= 2:
+            moved = float((after.module.get_parameter(name) - value).norm() / value.norm().clamp_min(1e-12))
+            numbers = f"{value.numel()} numbers"
+            parts.append(PartRecord(name, numbers, numbers if moved else f"{numbers}, not trained", moved))
+    return tuple(parts)
 
 
 def float_bytes(model: Model) -> int:
@@ -255,6 +274,7 @@ def restructure(
     inputs: Inputs,
     *,
     whole: Model | None = None,
+    lessons: Lessons | None = None,
     log: Callable[[str], None] = lambda _line: None,
 ) -> Restructured:
     """Run the recipe's steps on a model, which is not changed.
@@ -262,6 +282,7 @@ def restructure(
     Args:
         inputs: calibration samples as the module takes them; empty where no step needs any.
         whole: the model with all of its tokens, where the recipe left some out.
+        lessons: what distillation needs; None where the recipe names no teacher, and trainings need not be resumed.
         log: called with one line for each step.
 
     Raises:
@@ -270,7 +291,7 @@ def restructure(
     original = model
     cuts: list[Cut] = []
     records: list[StepRecord] = [] if whole is None else [_vocabulary_record(whole, model)]
-    for step in recipe.restructure:
+    for index, step in enumerate(recipe.restructure):
         if isinstance(step, PruneVocabulary):
             continue  # was done when the model was loaded: everything after it sees the smaller vocabulary
         if needs_data(step) and not inputs:
@@ -279,11 +300,15 @@ def restructure(
                 where=step.method,
                 next_step="Give the model inputs that edgeport has data for, or leave the step out.",
             )
-        before = model
-        model, cut, parts = _run(model, step, inputs)
-        cuts.append(cut)
+        before, training = model, None
+        if isinstance(step, Distill):
+            model, training = teach(model, original, step, lessons or Lessons(), index)
+            parts = _changes(before, model)
+        else:
+            model, cut, parts = _run(model, step, inputs)
+            cuts.append(cut)
         diverged = divergence(model, original, inputs[:COMPARED]) if inputs else None
-        record = _record(step.method, before, model, diverged, parts)
+        record = replace(_record(step.method, before, model, diverged, parts), training=training)
         records.append(record)
         log(step_line(record))
     return Restructured(model, tuple(cuts), tuple(records))
@@ -296,4 +321,9 @@ def step_line(record: StepRecord) -> str:
         f"{record.bytes_before / 1e6:.2f} -> {record.bytes_after / 1e6:.2f} MB, "
         f"{record.flops_before / 1e6:.1f} -> {record.flops_after / 1e6:.1f} MFLOP"
     )
+    if record.training is not None:
+        words = (
+            f"{record.method}: {record.training.steps} updates, held-out loss {record.training.loss_before:.4g} -> "
+            f"{record.training.loss_after:.4g} ({record.training.ended})"
+        )
     return words if record.divergence is None else f"{words}, divergence {record.divergence:.4g}"

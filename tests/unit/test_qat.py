@@ -12,9 +12,10 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 
 from edgeport.compress import apply_recipe, assign
 from edgeport.compress.distill import distance
+from edgeport.compress.distill.train import rate_factor
 from edgeport.compress.quantize.grid import Grid
 from edgeport.compress.quantize.palette import quantize_palette
-from edgeport.compress.quantize.qat import _rate, fine_tune
+from edgeport.compress.quantize.qat import fine_tune
 from edgeport.compress.quantize.rtn import quantize_rtn
 from edgeport.compress.quantize.straight import TrainedWeight
 from edgeport.compress.saved import load_compressed, load_records, save_compressed
@@ -333,7 +334,7 @@ def test_padding_does_not_count():
 
 
 def test_the_learning_rate_rises_and_falls():
-    factors = [_rate(40)(step) for step in range(40)]
+    factors = [rate_factor(40, 0.05)(step) for step in range(40)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[2:] == sorted(factors[2:], reverse=True)
     assert factors[21] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))

@@ -8,7 +8,7 @@ in nothing that a backend must know about. Palettes stay as they are; so do othe
 float in training: a backend that rounds them on the fly adds its error to what is trained here.
 
 A held-out fifth of the inputs decides. The state that is best on them is kept, and nothing is changed when none
-is better than the start, so the result is never worse on them.
+is better than the start, so the result is never worse on them. The loop is `compress/distill/train.py`.
 
 Memory: the float model and its quantized copy; for each trained weight the master, two moments, its gradient and
 its present value; the activations of one sample; the teacher's outputs where they are smaller than its weights.
@@ -17,14 +17,16 @@ its present value; the activations of one sample; the teacher's outputs where th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from edgeport.compress.chain import call
-from edgeport.compress.distill import Sample, Teacher, distance
-from edgeport.compress.quantize.held import in_turns, split
+from edgeport.compress.distill.distance import Sample, Teacher, distance
+from edgeport.compress.distill.train import Progress, Schedule, train
+from edgeport.compress.quantize.held import split
 from edgeport.compress.quantize.straight import TrainedWeight
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
@@ -49,9 +51,6 @@ CHECKS = 10
 
 CLIP = 1.0
 """Largest norm of all gradients together."""
-
-Progress = Callable[[int, int, float], None]
-"""(steps done, steps in all, mean loss of the last step)."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,10 @@ class _Student(torch.nn.Module):
             if gradient is not None:  # a weight that this task's outputs do not use
                 weight.value().backward(gradient)  # type: ignore[no-untyped-call]
 
-    def groups(self, rate: float) -> list[dict[str, object]]:
+    def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameters with their learning rates."""
         scales = [weight.log_ratio for weight in self.trained.values()]
-        groups: list[dict[str, object]] = [{"params": scales, "lr": rate * FINER}]
+        groups: list[dict[str, Any]] = [{"params": scales, "lr": rate * FINER}]
         if self.masters:
             groups.append({"params": self.masters, "lr": rate})
         for value in self.floats.values():
@@ -118,16 +117,42 @@ class _Student(torch.nn.Module):
         return groups
 
 
-def _rate(steps: int) -> Callable[[int], float]:
-    """Learning rate of a step relative to the highest: a short linear rise, then half a cosine down to 0."""
-    rise = max(1, round(steps * WARM_UP))
+@dataclass(frozen=True)
+class _Tuning:
+    """What the loop trains (edgeport.compress.distill.train.Trainee)."""
 
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    student: _Student
+    settings: Qat
+    inputs: Sequence[Sample]
+    taught: Teacher
+    held: Sequence[int]
 
-    return factor
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters with their learning rates."""
+        return self.student.groups(self.settings.learning_rate)
+
+    def _loss(self, index: int) -> torch.Tensor:
+        found = select_outputs(call(self.student, self.inputs[index]), self.taught.outputs)
+        return distance(found, self.taught(index), self.inputs[index])
+
+    def loss(self, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of some inputs."""
+        return torch.stack([self._loss(index) for index in indices]).mean()
+
+    def judge(self) -> float:
+        """Mean loss on the held-out inputs."""
+        with torch.no_grad():
+            return sum(float(self._loss(index)) for index in self.held) / len(self.held)
+
+    def before_update(self) -> None:
+        """Hand the weights' gradients on."""
+        self.student.pass_on()
+
+    def after_update(self) -> None:
+        """Stay on the grid, and compute the weights anew."""
+        for weight in self.student.trained.values():
+            weight.stay_on_grid()
+        self.student.refresh()
 
 
 def fine_tune(
@@ -148,49 +173,20 @@ def fine_tune(
     weights_bytes = sum(value.numel() * value.element_size() for value in teacher.module.parameters())
     taught = Teacher(teacher.module, inputs, outputs, budget=weights_bytes)
     student = _Student(model, masters=settings.train == "weights", seed=settings.seed)
-
-    def loss_of(index: int) -> torch.Tensor:
-        return distance(select_outputs(call(student, inputs[index]), outputs), taught(index), inputs[index])
-
-    def judge() -> float:
-        with torch.no_grad():
-            return sum(float(loss_of(index)) for index in held) / len(held)
-
+    trainee = _Tuning(student, settings, inputs, taught, held)
     student.refresh()
-    before = judge()
-    if not math.isfinite(before):
+    schedule = Schedule(
+        steps=settings.steps, accumulate=settings.batch, warm_up=WARM_UP, checks=CHECKS, clip=CLIP, seed=settings.seed
+    )
+    curve = train(trainee, used, schedule, progress=progress)
+    if not math.isfinite(curve.before):
         raise BadInputError(
             "The calibration data makes outputs that are not finite.",
             where="[calibration]",
             next_step="Check the checkpoint and its preprocessing.",
         )
-    best = Tuned(dict(model.quantized), {}, before, before)
-    optimizer = torch.optim.AdamW(student.groups(settings.learning_rate), weight_decay=0.0, foreach=False)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings.steps))
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    following, every = in_turns(used, settings.seed), max(1, settings.steps // CHECKS)
-    for step in range(1, settings.steps + 1):
-        total = 0.0
-        for _ in range(settings.batch):
-            loss = loss_of(following()) / settings.batch
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        if not math.isfinite(total):
-            break  # diverged: nothing better can follow
-        student.pass_on()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=False)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        for weight in student.trained.values():
-            weight.stay_on_grid()
-        student.refresh()
-        if progress is not None:
-            progress(step, settings.steps, total)
-        if step % every == 0 or step == settings.steps:
-            after = judge()
-            if after < best.loss_after:
-                quantized = dict(model.quantized) | {n: weight.tensor() for n, weight in student.trained.items()}
-                floats = {name: value.detach().clone() for name, value in student.floats.items()}
-                best = Tuned(quantized, floats, before, after)
-    return best
+    if curve.best == 0:
+        return Tuned(dict(model.quantized), {}, curve.before, curve.after)
+    quantized = dict(model.quantized) | {name: weight.tensor() for name, weight in student.trained.items()}
+    floats = {name: value.detach().clone() for name, value in student.floats.items()}
+    return Tuned(quantized, floats, curve.before, curve.after)

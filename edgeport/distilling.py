@@ -1,0 +1,102 @@
+"""The step of a recipe that trains a smaller model towards a larger one, and where its data comes from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgeport.schema import Strict
+
+
+class DistillData(Strict):
+    """What a distillation learns from. Without any of it: the data card of the model's modality.
+
+    One of three sources: a data card's calibration slice, files of texts, or texts that the teacher writes.
+    """
+
+    card: str | None = Field(default=None, description="name or path of a data card; its calibration slice is used")
+    texts: tuple[str, ...] = Field(
+        default=(), description="text files with one text a line, or .jsonl files with one object a line"
+    )
+    key: str = Field(default="text", description="the key of the text in .jsonl files")
+    generate: int | None = Field(
+        default=None, ge=2, description="texts that the teacher, a causal language model, writes itself"
+    )
+    samples: int = Field(default=1000, ge=2, description="most inputs that are used")
+    sequence: int | None = Field(
+        default=None, ge=2, description="tokens of an input made of files; None takes the model's example length"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DistillData:
+        if sum((self.card is not None, bool(self.texts), self.generate is not None)) > 1:
+            raise ValueError("give one of card, texts and generate")
+        if self.sequence is not None and not self.texts:
+            raise ValueError("sequence is about texts")
+        return self
+
+
+class Distill(Strict):
+    """`method = "distill"`: train the model towards a teacher, by default itself before anything was cut ("heal")."""
+
+    method: Literal["distill"]
+    teacher: str | None = Field(
+        default=None, description="any MODEL that edgeport loads; None is the model as it was before the recipe's cuts"
+    )
+    outputs: float = Field(
+        default=1.0, ge=0, description="weight of the outputs: a divergence of logits, else the relative squared error"
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+        default="forward_kl", description="between the teacher's and the student's distributions"
+    )
+    beta: float = Field(
+        default=0.5, gt=0, lt=1, description="of jsd: towards 0 like forward, towards 1 like reverse KL"
+    )
+    temperature: float = Field(default=1.0, gt=0, le=100, description="that logits are divided by")
+    labels: float = Field(
+        default=0.0, ge=0, le=1, description="share of cross-entropy with the next tokens in the loss of logits"
+    )
+    hidden: float = Field(default=0.0, ge=0, description="weight of the hidden states of blocks (TinyBERT)")
+    relations: float = Field(default=0.0, ge=0, description="weight of the relations inside attention (MiniLM)")
+    relation_pairs: tuple[Literal["qk", "qq", "kk", "vv"], ...] = Field(
+        default=("qq", "kk", "vv"), description='MiniLM v2; ("qk", "vv") is the first MiniLM'
+    )
+    relation_heads: int | None = Field(
+        default=None, ge=1, description="that queries, keys and values are cut into; None takes the student's heads"
+    )
+    layers: Literal["uniform", "last"] = Field(
+        default="uniform",
+        description="whose blocks teach: of N for M every N/M-th, or only the last (of relations always the last)",
+    )
+    features: float = Field(default=0.0, ge=0, description="weight of a conv net's feature maps, one a resolution")
+    steps: int = Field(default=500, ge=1, le=10_000_000, description="updates of the weights")
+    batch: int = Field(default=4, ge=1, le=4096, description="inputs that run together")
+    accumulate: int = Field(default=1, ge=1, le=4096, description="batches whose gradients make one update")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    warm_up: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    checks: int = Field(default=10, ge=1, description="times in all that the held-out loss is measured")
+    patience: int | None = Field(
+        default=3, ge=1, description="checks in a row without a better loss after which training stops; None never"
+    )
+    held_out: int = Field(default=32, ge=1, description="inputs that only judge, at most a fifth of all")
+    freeze: tuple[str, ...] = Field(default=(), description="glob patterns of parameters that stay as they are")
+    precision: Literal["auto", "float32", "mixed"] = Field(
+        default="auto", description='of the forward; "auto" is bfloat16 autocast on a GPU, float32 on a CPU'
+    )
+    seed: int = 0
+    data: DistillData = DistillData()
+
+    @field_validator("relation_pairs")
+    @classmethod
+    def _some_pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one pair")
+        return value
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Distill:
+        if self.outputs == self.hidden == self.relations == self.features == 0:
+            raise ValueError("nothing is learned: give outputs, hidden, relations or features a weight")
+        return self
