@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgeport.bundle.read import Bundle
     from edgeport.explain.document import Bytes, Changes, Explanation, LayerErrors, Sensitivity, SuiteFlips
     from edgeport.explain.shipped import Shipped
-    from edgeport.progress import Progress
     from edgeport.model.types import Model
+    from edgeport.progress import Progress
     from edgeport.validate.evidence import TaskScore
 
 PartName = Literal["bytes", "layers", "flips", "sensitivity", "claims"]

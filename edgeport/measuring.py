@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edgeport.export.artifact import Artifact
     from edgeport.model.types import Model
-    from edgeport.validate.evidence import DataRecord, FreeText, Measurements, TokenizerParity, Work
+    from edgeport.validate.evidence import DataRecord, FreeText, Measurements, Products, TokenizerParity, Work
 
 
 def make_measured(
@@ -53,7 +53,11 @@ def make_measured(
         )
         # What a token beside an encoder reads is not counted: the encoder's part of the files is not read again.
         if model.decoder is None or not model.decoder.cross:
-            measurements = measurements.model_copy(update={"work": _work(job, artifact, model, inputs, measurements)})
+            counted = {
+                "work": _work(job, artifact, model, inputs, measurements),
+                "products": _products(job, artifact, model, inputs),
+            }
+            measurements = measurements.model_copy(update=counted)
         if model.decoder is not None:
             generation = measure_generation(
                 artifact,
@@ -105,6 +109,16 @@ def _work(
         return work
     peak, bandwidth = machine_limits(Effort().threads)
     return work.model_copy(update={"peak_gflops": peak, "bandwidth_gb_s": bandwidth})
+
+
+def _products(
+    job: Job, artifact: Artifact, model: Model, inputs: Sequence[Mapping[str, np.ndarray]]
+) -> Products | None:
+    """Operations of the products with weights, in the file and in the model; None where the file can't be run here."""
+    from edgeport.validate.products import count_products
+    from edgeport.validate.run import largest
+
+    return None if job.request.target.execution.here == "none" else count_products(artifact, model, largest(inputs))
 
 
 def _tokenizers(job: Job, out: Path) -> tuple[TokenizerParity, ...]:

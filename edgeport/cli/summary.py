@@ -185,7 +185,16 @@ def _work(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
             if found.mfu <= 1
             else f"{found.mfu:.2g} times this machine's float32 peak, as integers can"
         )
-    return [("one inference", words)]
+    rows = [("one inference", words)]
+    if evidence.get("products"):
+        file, model = evidence["products"]["file"], evidence["products"]["model"]
+        rows.append(
+            (
+                "products with weights",
+                f"{file / 1e9:.4g} Gflop in the file" + ("" if file == model else f", {model / 1e9:.4g} in the model"),
+            )
+        )
+    return rows
 
 
 def cost_words(cost: Mapping[str, Any]) -> str:

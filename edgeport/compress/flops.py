@@ -17,8 +17,12 @@ from edgeport.model.types import Model
 
 
 @torch.no_grad()
-def count_flops(model: Model) -> dict[str, int]:
-    """Operations of every layer with a weight on the model's example, by the layer's name."""
+def count_flops(model: Model, **options: Any) -> dict[str, int]:
+    """Operations of every layer with a weight on the model's example, by the layer's name.
+
+    Args:
+        options: further arguments of the module.
+    """
     found: dict[str, int] = {}
 
     def hook(name: str) -> Any:
@@ -32,5 +36,5 @@ def count_flops(model: Model) -> dict[str, int]:
         for name, layer in model.module.named_modules():
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
                 stack.callback(layer.register_forward_hook(hook(name)).remove)
-        call(model.module, model.example)
+        model.module(**model.example, **options) if options else call(model.module, model.example)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from edgeport.report.render import format_bytes
+from edgeport.report.numbers import format_bytes
 from edgeport.validate.evidence import OutputParity
 from edgeport.validate.matrix import Cell, ParityMatrix
 

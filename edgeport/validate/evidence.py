@@ -336,6 +336,19 @@ class Work(Strict):
         return self.weight_bytes + self.activation_bytes + self.cache_bytes
 
 
+class Products(Strict):
+    """Operations of the products with weights in one call, 2 for a multiply-add (`edgeport.validate.products`).
+
+    Attributes:
+        input_shapes: counted at.
+        file: as the shipped file makes them; model: as the compressed torch model does.
+    """
+
+    input_shapes: dict[str, tuple[int, ...]]
+    file: int
+    model: int
+
+
 class CompressionCost(Strict):
     """What compressing the model took, where it was compressed; the stage cache keeps it with the weights.
 
@@ -520,6 +533,7 @@ class Measurements(Strict):
     memory_absent: str | None = None
     memory_plan: MemoryPlan | None = None
     work: Work | None = None
+    products: Products | None = None
     compression: CompressionCost | None = None
     tokenizers: tuple[TokenizerParity, ...] = ()
     generation: Generation | None = None

@@ -1,0 +1,88 @@
+"""Rows of the bench of structured compression: which model, cut how, for which targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ORT, EXECUTORCH, COREML = "linux-x86_64-ort", "raspberry-pi-5-executorch", "ios18-coreml"
+RUNTIMES = {ORT: "ONNX Runtime", EXECUTORCH: "ExecuTorch", COREML: "Core ML"}
+ALL = (ORT, EXECUTORCH, COREML)
+
+Steps = tuple[Mapping[str, Any], ...]
+ORIGINAL = "original"
+PUBLISHED_L3 = "paraphrase-minilm-l3"
+"""A reference of the bench's own: structured_published.py makes its folder."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a model's table.
+
+    Attributes:
+        model: the table; a name of the zoo.
+        steps: `[[compress]]` of the recipe; empty for a checkpoint as it is.
+        source: the checkpoint, where it is not the model's own.
+        targets: files to make; the first one's is asked the suites.
+        against: the row that it is compared with, question by question.
+    """
+
+    model: str
+    name: str
+    steps: Steps = ()
+    source: str | None = None
+    targets: tuple[str, ...] = (ORT,)
+    against: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As the command line names it."""
+        return f"{self.model} {self.name}"
+
+
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "minilm": ("sentiment", "intents", "similarity", "smart-reply"),
+    "smollm2": ("language",),
+    "mobilenetv2": ("photos",),
+    "efficientnet-lite0": ("photos",),
+}
+"""What is asked of a table's files. Encoders get classifiers fitted on the embeddings of the file itself."""
+
+INT8 = {"method": "rtn", "linear": "int8", "embedding": "int8", "activations": ["dynamic_int8", "float"]}
+CONV_INT8 = {
+    "method": "rtn",
+    "linear": "int8",
+    "conv": "int8",
+    "depthwise_conv": ["int8", "float"],
+    "correct_bias": True,
+}
+
+HALF_DEPTH = {"method": "prune_depth", "layers": 3}
+DEPTH = {"method": "prune_depth", "layers": 20}
+WIDTH = {"method": "prune_width", "ffn": 0.555}
+LOW_RANK = {"method": "lowrank", "keep": 0.667, "multiple": 8}
+CHANNELS = {"method": "prune_channels", "keep": 0.75}
+
+ROWS = (
+    Row("minilm", ORIGINAL, targets=ALL),
+    Row("minilm", "3 layers, cut only", (HALF_DEPTH,), targets=ALL),
+    Row(
+        "minilm",
+        "MLPs and low rank, cut only",
+        ({"method": "prune_width", "ffn": 0.5}, {"method": "lowrank", "keep": 0.67}),
+    ),
+    Row("minilm", "low rank 50%, cut only", ({"method": "lowrank", "keep": 0.5},)),
+    Row("minilm", "published paraphrase-MiniLM-L3", source=PUBLISHED_L3),
+    Row("minilm", "original, int8", (INT8,)),
+    Row("smollm2", ORIGINAL, targets=(ORT, EXECUTORCH)),
+    Row("smollm2", "20 layers, cut only", (DEPTH,), targets=(ORT, EXECUTORCH)),
+    Row("smollm2", "MLPs 55%, cut only", (WIDTH,), targets=(ORT, EXECUTORCH), against="20 layers, cut only"),
+    Row("smollm2", "low rank 67%, cut only", (LOW_RANK,), targets=(ORT, EXECUTORCH), against="20 layers, cut only"),
+    Row("smollm2", "original, int8", (INT8,)),
+    Row("mobilenetv2", ORIGINAL, targets=ALL),
+    Row("mobilenetv2", "channels 75%, cut only", (CHANNELS,), targets=ALL),
+    Row("mobilenetv2", "original, int8", (CONV_INT8,)),
+    Row("efficientnet-lite0", ORIGINAL),
+    Row("efficientnet-lite0", "channels 75%, cut only", (CHANNELS,)),
+)
