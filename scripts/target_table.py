@@ -14,6 +14,7 @@ from typing import get_args
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from edgeport.distilling import Distill  # noqa: E402
 from edgeport.formats import LAYER_KINDS, LayerKind, Scheme, WeightFormat  # noqa: E402
 from edgeport.recipe import Brecq, Qat, Qera, Quantize, Step  # noqa: E402
 from edgeport.restructuring import (  # noqa: E402
@@ -48,6 +49,7 @@ SMALLER: dict[type, str] = {
     PruneWidth: "fewer inner channels, heads, hidden channels",
     LowRank: "two thin layers for a wide one",
     Sparsify: "zeros, stored as a mask and the other numbers",
+    Distill: "the same shapes, trained towards a teacher",
 }
 """What the methods that come before quantizing make."""
 
