@@ -94,15 +94,6 @@ def iOS18(mb: Any) -> dict[str, Any]:
         lut=floats(np.float16, 1, 1, 2, 3),
         vector_axis=np.int32(0),
     )
-    # What coremltools makes of a pruned weight with a palette whose entries are integers.
-    sparse_integers = mb.constexpr_lut_to_sparse(
-        indices_mask=typed(types.uint1, MASK),
-        indices_nonzero_data=typed(types.uint4, integers(0, 16, ONES)),
-        lut=integers(-128, 128, 1, 1, 16, 1).astype(np.int8),
-    )
-    sparse_scaled = mb.constexpr_sparse_blockwise_shift_scale(
-        data_mask=sparse_integers[0], nonzero_data=sparse_integers[1], scale=floats(np.float16, 6, 1)
-    )
     return {
         "int4_blocks": mb.constexpr_blockwise_shift_scale(
             data=typed(types.int4, integers(-8, 8, 4, 64)), scale=floats(np.float16, 4, 2)
@@ -152,7 +143,6 @@ def iOS18(mb: Any) -> dict[str, Any]:
         "sparse": mb.constexpr_sparse_to_dense(nonzero_data=floats(np.float16, ONES), mask=typed(types.uint1, MASK)),
         "sparse_int4_scaled": mb.constexpr_sparse_to_dense(nonzero_data=sparse_codes[1], mask=sparse_codes[0]),
         "sparse_palette": mb.constexpr_sparse_to_dense(nonzero_data=sparse_palette[1], mask=sparse_palette[0]),
-        "sparse_palette_of_int8": mb.constexpr_sparse_to_dense(nonzero_data=sparse_scaled[1], mask=sparse_scaled[0]),
         "sparse_vectors": mb.constexpr_sparse_to_dense(nonzero_data=sparse_vectors[1], mask=sparse_vectors[0]),
     }
 
@@ -214,3 +204,35 @@ def test_every_decoder_is_used(decoded: dict[str, tuple[Constant, np.ndarray]]) 
         # Two more stand behind the sparse ones, decoded on the way.
         inner = {"constexpr_lut_to_sparse", "constexpr_sparse_blockwise_shift_scale"}
         assert set(DECODERS) - {"constexpr_affine_dequantize", "constexpr_cast"} - inner == used
+
+
+def test_a_palette_that_is_itself_quantized(save_package: Any) -> None:
+    """The joint forms of `joint_compression=True`, dense and sparse: coremltools makes them and can't decode them."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import Function, Program, types
+
+    def typed(kind: Any, values: np.ndarray) -> np.ndarray:
+        return values.astype(types.nptype_from_builtin(kind))
+
+    codes, scale = integers(-128, 128, 16).astype(np.int8), floats(np.float16, 1)
+    indices, nonzero = integers(0, 16, 6, 8), integers(0, 16, ONES)
+    program = Program()
+    specs = {"x": mb.placeholder(shape=(1,), dtype=types.fp32)}
+    with Function(specs, opset_version=ct.target.iOS18) as function:
+        palette = mb.constexpr_blockwise_shift_scale(data=codes.reshape(1, 1, 16, 1), scale=scale.reshape(1, 1, 1, 1))
+        dense = mb.constexpr_lut_to_dense(indices=typed(types.uint4, indices), lut=palette)
+        mask, values = mb.constexpr_lut_to_sparse(
+            indices_mask=typed(types.uint1, MASK), indices_nonzero_data=typed(types.uint4, nonzero), lut=palette
+        )
+        sparse = mb.constexpr_sparse_to_dense(nonzero_data=values, mask=mask)
+        outputs = [mb.add(x=mb.cast(x=weight, dtype="fp32"), y=function.inputs["x"]) for weight in (dense, sparse)]
+        function.set_outputs(outputs)
+    program.add_function("main", function)
+    found = constants(parse_function(load_package(save_package(program, "iOS18"))).body)
+
+    entries = codes.astype(np.float32) * scale.astype(np.float32)
+    np.testing.assert_array_equal(found[dense.name].value(), entries[indices])
+    expected = np.zeros(MASK.shape, np.float32)
+    expected[MASK == 1] = entries[nonzero]
+    np.testing.assert_array_equal(found[sparse.name].value(), expected)

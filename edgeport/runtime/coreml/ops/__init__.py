@@ -30,7 +30,8 @@ OPERATORS: Operators = {
 }
 
 # Results hold only values that stood in the operands: they need no rounding to a type that the operands have.
-EXACT_OPERATORS = frozenset(
-    {*layout.OPERATORS, "gather", "gather_along_axis", "gather_nd", "read_state", "slice_by_index", "slice_by_size"}
-    | {"slice_update"}
+_CHOOSING = ("abs", "clip", "max_pool", "maximum", "minimum", "reduce_max", "reduce_min", "relu", "relu6", "select")
+EXACT_OPERATORS = (
+    frozenset({*layout.OPERATORS, "gather", "gather_along_axis", "gather_nd", "read_state", "slice_by_index"})
+    | {"slice_by_size", "slice_update", *_CHOOSING}
 ) - {"fill", "fill_like", "one_hot", "pad", "range_1d"}

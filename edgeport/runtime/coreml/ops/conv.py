@@ -65,8 +65,11 @@ def conv(
     steps = integers(strides) or [1] * rank
     dilation = integers(dilations) or [1] * rank
     kernel = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilation, strict=True)]
-    padded = pad_spatial(x, spatial_padding(pad_type, pad, x.shape[2:], kernel, steps))
-    return CONVOLUTIONS[rank](padded, weight, bias, stride=steps, dilation=dilation, groups=integer(groups))
+    padding = spatial_padding(pad_type, pad, x.shape[2:], kernel, steps)
+    even = all(before == after >= 0 for before, after in padding)
+    # The kernel's own padding spares a copy of x, but is the same on both sides.
+    padded, around = (x, [before for before, _ in padding]) if even else (pad_spatial(x, padding), [0] * rank)
+    return CONVOLUTIONS[rank](padded, weight, bias, steps, around, dilation, integer(groups))
 
 
 def conv_transpose(

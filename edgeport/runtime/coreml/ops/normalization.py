@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from edgeport.runtime.coreml.ops.arguments import Operators, Tensor, along, axes_of
 
@@ -35,7 +36,9 @@ def layer_norm(
     epsilon: Tensor | float = 1e-5,
 ) -> Tensor:
     """gamma * (x - E[x]) / sqrt(Var[x] + epsilon) + beta over `axes`; gamma and beta have the shape of those axes."""
-    chosen = axes_of(axes, x.ndim)
+    chosen = sorted(axes_of(axes, x.ndim))
+    if chosen == list(range(x.ndim - len(chosen), x.ndim)):
+        return functional.layer_norm(x, [x.shape[axis] for axis in chosen], gamma, beta, float(epsilon))
     out = _standardise(x, chosen, epsilon)
     shape = [size if axis in chosen else 1 for axis, size in enumerate(x.shape)]
     if gamma is not None:
