@@ -70,6 +70,17 @@ class Distill(Strict):
         description="whose blocks teach: of N for M every N/M-th, or only the last (of relations always the last)",
     )
     features: float = Field(default=0.0, ge=0, description="weight of a conv net's feature maps, one a resolution")
+    on_policy: float = Field(
+        default=0.0, ge=0, le=1, description="share of the batches that the student writes itself (GKD's lambda)"
+    )
+    policy_gradient: bool = Field(
+        default=False, description="the reverse KL of whole texts that student and teacher write (MiniLLM)"
+    )
+    teacher_mix: float = Field(
+        default=0.2, ge=0, lt=1, description="of policy_gradient: the teacher's part in what texts are drawn from"
+    )
+    prompt_tokens: int = Field(default=16, ge=1, description="given of each input where the student writes the rest")
+    new_tokens: int = Field(default=48, ge=1, description="that the student writes")
     steps: int = Field(default=500, ge=1, le=10_000_000, description="updates of the weights")
     batch: int = Field(default=4, ge=1, le=4096, description="inputs that run together")
     accumulate: int = Field(default=1, ge=1, le=4096, description="batches whose gradients make one update")
@@ -99,4 +110,9 @@ class Distill(Strict):
     def _learns_something(self) -> Distill:
         if self.outputs == self.hidden == self.relations == self.features == 0:
             raise ValueError("nothing is learned: give outputs, hidden, relations or features a weight")
+        if self.policy_gradient and (self.divergence != "reverse_kl" or self.on_policy or self.outputs == 0):
+            raise ValueError(
+                "policy_gradient lowers the reverse KL on texts of its own: set divergence to reverse_kl, outputs "
+                "above 0, and leave on_policy out"
+            )
         return self

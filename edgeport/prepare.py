@@ -90,7 +90,7 @@ def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dic
     Raises:
         BadInputError: one can't be loaded, or does not fit the student.
     """
-    from edgeport.compress.distill.run import check_teacher
+    from edgeport.compress.distill.checks import check_teacher
     from edgeport.model.load import load_model
 
     made: dict[str, Model] = {}
