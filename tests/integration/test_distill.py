@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +28,18 @@ from edgeport.data.corpus import corpus_samples
 from edgeport.data.samples import SampleRecord, Samples
 from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
-from edgeport.job import Silent, prepare
+from edgeport.job import ExportRequest
 from edgeport.model.compressed import load_compressed
 from edgeport.model.digest import state_digest
 from edgeport.model.load import load_model
 from edgeport.model.types import Model, Source, TensorSpec
-from edgeport.pipeline import ExportRequest, export
+from edgeport.pipeline import export
+from edgeport.prepare import prepare
+from edgeport.progress import Silent
 from edgeport.recipe import Recipe
 from edgeport.schema import parse_mapping
 from edgeport.target import load_target
+from edgeport.validate.suites.evaluate import calibrated_on, trained_on
 
 ORT = "linux-x86_64-ort"
 DEPTH = {"method": "prune_depth", "layers": 1}
@@ -51,6 +54,14 @@ def recipe(*steps: dict[str, object]) -> Recipe:
 
 def heal(**options: object) -> dict[str, object]:
     return {"method": "distill", "steps": 12, "checks": 4, "learning_rate": 0.003, **options}
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs, and so the tests in one, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -396,6 +407,16 @@ def test_files_become_windows_and_parts(tiny_model: Callable[[str], Path], tmp_p
         corpus_samples(llama, [str(plain)], count=10, sequence=100_000)
     with pytest.raises(BadInputError, match="can't learn from texts"):
         corpus_samples(conv_net(8), [str(plain)], count=10)
+
+
+def test_what_was_learned_from_is_known_to_suites(tmp_path: Path) -> None:
+    lines = tmp_path / "b.jsonl"
+    lines.write_text(json.dumps({"body": "one text"}) + "\n" + json.dumps({"body": "another"}))
+    of_files = recipe(heal(data={"texts": [str(lines), str(tmp_path / "gone.txt")], "key": "body"}))
+    assert trained_on(of_files, "text") == {"one text", "another"}
+    assert trained_on(recipe(heal(data={"generate": 4})), "text") == frozenset()
+    assert trained_on(recipe(DEPTH), "text") == frozenset()
+    assert trained_on(recipe(heal()), "text") == calibrated_on("web-excerpts") != frozenset()
 
 
 @pytest.mark.parametrize(

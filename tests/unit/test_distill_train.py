@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ import torch
 
 from edgeport.compress.distill.train import Curve, Schedule, train
 from edgeport.errors import BadInputError
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs, and so the tests in one, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Regression:
@@ -112,6 +120,16 @@ def test_a_killed_run_goes_on_at_its_last_check(tmp_path: Path) -> None:
     )
     assert seen == list(range(13, 31))  # checks at 6, 12, 18, ...
     assert same(last.values(), whole.values())
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainee = Regression()
+
+    def interrupt(*_report: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(trainee, USED, SCHEDULE, progress=interrupt).steps == 30
 
 
 def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:

@@ -86,12 +86,12 @@ def rate_factor(steps: int, warm_up: float) -> Callable[[int], float]:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second is the ordinary one."""
+    """An event that the first Ctrl-C sets; the second is the ordinary one. Where Ctrl-C is ignored it stays so."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(_number: int, _frame: Any) -> None:
         asked.set()
