@@ -98,7 +98,8 @@ def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dic
         if step.teacher is not None and step.teacher not in made:
             progress.stage("load", f"{step.teacher}, which teaches")
             made[step.teacher] = load_model(step.teacher, task=student.task, allow_pickle=request.allow_pickle)
-            check_teacher(student, made[step.teacher])
+        if step.teacher is not None:
+            check_teacher(student, made[step.teacher], step)
     return made
 
 

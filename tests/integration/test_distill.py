@@ -302,17 +302,17 @@ def test_teachers_that_do_not_fit(tiny_model: Callable[[str], Path], tmp_path: P
     assert "prompts" in str(error.value.next_step)
     with pytest.raises(BadInputError, match="no model"):
         prepare(ExportRequest(str(source), load_target(ORT), recipe(heal(teacher="nothing")), tmp_path / "o"), Silent())
-    model = load_model(str(source))
+    model, step = load_model(str(source)), Distill.model_validate(heal())
     renamed = tmp_path / "tokenizer.json"
     table = json.loads(model.assets["tokenizer.json"].read_text())
     words = sorted(table["model"]["vocab"], key=table["model"]["vocab"].get)
     table["model"]["vocab"] = {word: index for index, word in enumerate([*words[1:], words[0]])}
     renamed.write_text(json.dumps(table))
     with pytest.raises(BadInputError, match="but other ones"):
-        check_teacher(model, replace(model, assets={**model.assets, "tokenizer.json": renamed}))
+        check_teacher(model, replace(model, assets={**model.assets, "tokenizer.json": renamed}), step)
     bert = load_model(str(tiny_model("bert")))
     with pytest.raises(BadInputError, match="has the inputs"):
-        check_teacher(model, bert)
+        check_teacher(model, bert, step)
 
 
 def test_a_larger_teacher_of_the_same_vocabulary(tiny_model: Callable[[str], Path], texts: str, tmp_path: Path) -> None:
@@ -336,6 +336,41 @@ def test_a_larger_teacher_of_the_same_vocabulary(tiny_model: Callable[[str], Pat
     assert training.loss_after < training.loss_before
     # The matrix between the widths is no part of the student.
     assert load_compressed(tmp_path / "out").module.config.hidden_size == 64
+
+
+def test_relations_need_no_equal_widths(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    from transformers import AutoModel, BertConfig
+
+    made = []
+    for width, layers in ((64, 2), (48, 3)):
+        config = BertConfig.from_pretrained(tiny_model("bert"))
+        config.hidden_size, config.num_hidden_layers = width, layers
+        torch.manual_seed(width)
+        AutoModel.from_config(config).save_pretrained(tmp_path / str(width))
+        made.append(load_model(str(tmp_path / str(width))))
+    student, teacher = made
+    alike = Distill.model_validate(heal(relations=1.0))
+    with pytest.raises(BadInputError, match="gives last_hidden_state"):
+        distil(student, teacher, alike, tokens(student, 30))
+    _, record = distil(student, teacher, alike.model_copy(update={"outputs": 0.0}), tokens(student, 30))
+    assert record.loss_after < 0.9 * record.loss_before
+
+
+def test_an_encoder_decoder_learns(tiny_model: Callable[[str], Path]) -> None:
+    model = load_model(str(tiny_model("t5")))
+    generator = np.random.default_rng(0)
+    inputs = [
+        {
+            "input_ids": (ids := generator.integers(2, 100, (1, length))),
+            "attention_mask": np.ones_like(ids),
+            "decoder_input_ids": generator.integers(2, 100, (1, 9)),
+        }
+        for length in [9, 9, 12, 15, 9, 12] * 4
+    ]
+    cut = restructure(model, recipe({"method": "magnitude", "sparsity": 0.6}), []).model
+    data = Samples(inputs, SampleRecord("random", False, {}, "all", None, len(inputs)))
+    _, record = distil(cut, model, Distill.model_validate(heal(learning_rate=3e-4)), data)
+    assert record.loss_after < record.loss_before
 
 
 def test_answers_of_a_command_are_learned(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

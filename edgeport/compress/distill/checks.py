@@ -12,14 +12,14 @@ from edgeport.model.types import Model
 from edgeport.storage import read_json
 
 
-def check_teacher(student: Model, teacher: Model) -> None:
+def check_teacher(student: Model, teacher: Model, step: Distill) -> None:
     """Refuse a teacher whose outputs say something else than the student's.
 
     Raises:
         BadInputError: other inputs, outputs or vocabularies.
     """
     name = teacher.source.reference
-    for what in ("inputs", "outputs"):
+    for what in ("inputs", "outputs") if step.outputs else ("inputs",):
         own, other = ([spec.name for spec in getattr(one, what)] for one in (student, teacher))
         if own != other:
             raise BadInputError(
@@ -28,13 +28,14 @@ def check_teacher(student: Model, teacher: Model) -> None:
                 allowed=f"models with the same {what}",
             )
     _check_vocabulary(student, teacher)
-    for own_spec, other_spec in zip(student.outputs, teacher.outputs, strict=True):
+    for own_spec, other_spec in zip(student.outputs, teacher.outputs, strict=True) if step.outputs else ():
         if own_spec.fixed_shape() != other_spec.fixed_shape():
             raise BadInputError(
                 f"The teacher {name} gives {own_spec.name} of {other_spec.fixed_shape()}, the student of "
                 f"{own_spec.fixed_shape()}.",
                 where="teacher of distill",
                 allowed="models whose outputs have equal shapes",
+                next_step="With outputs = 0 only what is inside is compared: hidden, relations, features.",
             )
 
 

@@ -211,7 +211,7 @@ def distil(
             not finite, or the checkpoint is of another run.
         KeyboardInterrupt: the user interrupted; the checkpoint is written.
     """
-    check_teacher(model, teacher)
+    check_teacher(model, teacher, step)
     check_step(model, step)
     inputs = training_tensors(model, data)
     held, used = _held(len(inputs), step)
