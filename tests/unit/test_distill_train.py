@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from edgeport.compress.distill import train as loop
 from edgeport.compress.distill.train import Curve, Schedule, train
 from edgeport.errors import BadInputError
 
@@ -100,7 +101,11 @@ def test_a_resumed_run_ends_with_the_same_bits(stops: tuple[int, ...], tmp_path:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_killed_run_goes_on_at_its_last_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("between", "first"), [(300.0, 13), (0.0, 16)])
+def test_a_killed_run_goes_on_at_its_last_checkpoint(
+    between: float, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "BETWEEN", between)
     whole, checkpoint = Regression(), tmp_path / "run.safetensors"
     curve = train(whole, USED, SCHEDULE)
 
@@ -118,7 +123,7 @@ def test_a_killed_run_goes_on_at_its_last_check(tmp_path: Path) -> None:
     assert (
         train(last, USED, SCHEDULE, checkpoint=checkpoint, identity="a", progress=lambda *a: seen.append(a[0])) == curve
     )
-    assert seen == list(range(13, 31))  # checks at 6, 12, 18, ...
+    assert seen == list(range(first, 31))  # checks at 6, 12, 18, ...
     assert same(last.values(), whole.values())
 
 
