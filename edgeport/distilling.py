@@ -52,6 +52,7 @@ class DistillData(Strict):
         default=(), description="files of prompts, as `texts`; the answers of `teacher` are learned"
     )
     teacher: Asked | None = Field(default=None, description="who answers the prompts")
+    chat: bool = Field(default=False, description="the student reads prompts in its chat template, instead of bare")
     samples: int = Field(default=1000, ge=2, description="most inputs that are used")
     sequence: int | None = Field(
         default=None, ge=2, description="tokens of an input made of files; None takes the model's example length"
@@ -63,6 +64,8 @@ class DistillData(Strict):
             raise ValueError("give one of card, texts, generate and prompts")
         if bool(self.prompts) != (self.teacher is not None):
             raise ValueError("prompts and [compress.data.teacher] belong together")
+        if self.chat and not self.prompts:
+            raise ValueError("chat is about prompts")
         if self.sequence is not None and not self.texts and not self.prompts:
             raise ValueError("sequence is about texts and prompts")
         return self

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeport.data.chats import rendered_prompts
 from edgeport.data.generated import check_generates
 from edgeport.data.samples import Arrays, SampleRecord, Samples, sequence_axis
 from edgeport.data.text import open_tokenizer
@@ -131,7 +132,13 @@ def corpus_samples(
 
 
 def answer_samples(
-    model: Model, prompts: Sequence[str], answers: Sequence[str], record: SampleRecord, *, sequence: int | None = None
+    model: Model,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    record: SampleRecord,
+    *,
+    sequence: int | None = None,
+    chat: bool = False,
 ) -> Samples:
     """Prompts with their answers as inputs of a causal language model, batch 1: `answer_mask`, int64 (1, S), says which
     tokens are the answer's, its end-of-text token included. Longer ones are cut; those without any answer left go.
@@ -139,9 +146,11 @@ def answer_samples(
     Args:
         record: what the answers are.
         sequence: tokens at most; None takes the example length of the model's sequence axis.
+        chat: put the prompts into the model's chat template.
 
     Raises:
-        BadInputError: the model is no causal language model with a tokenizer, or no input is left.
+        BadInputError: the model is no causal language model with a tokenizer, or has no chat template; or no input is
+            left.
     """
     check_takes_text(model)
     check_generates(model, where="prompts of [compress.data]")
@@ -150,8 +159,9 @@ def answer_samples(
     _check_vocabulary(model, tokenizer.get_vocab_size(with_added_tokens=True))
     end = end_of_text(model)
     inputs = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        asked = tokenizer.encode(prompt).ids
+    for prompt, answer in zip(rendered_prompts(model, prompts) if chat else prompts, answers, strict=True):
+        # A template writes the special tokens itself.
+        asked = tokenizer.encode(prompt, add_special_tokens=not chat).ids
         told = tokenizer.encode(answer, add_special_tokens=False).ids + ([] if end is None else [end])
         ids = [*asked, *told][:length]
         if len(ids) > len(asked):

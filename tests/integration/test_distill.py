@@ -24,7 +24,7 @@ from edgeport.compress.distill.lessons import Lessons
 from edgeport.compress.distill.run import distil
 from edgeport.compress.restructure import restructure
 from edgeport.compression import CompressRequest, compress
-from edgeport.data.corpus import corpus_samples
+from edgeport.data.corpus import answer_samples, corpus_samples
 from edgeport.data.samples import SampleRecord, Samples
 from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
@@ -406,6 +406,26 @@ def test_answers_of_a_command_are_learned(tiny_model: Callable[[str], Path], tmp
             logs = made.module(**one).logits[0, :-1].log_softmax(-1)
             total += float(-logs[mask, one["input_ids"][0, 1:][mask]].mean()) / 3
     assert record.loss_after == pytest.approx(total, rel=1e-3)
+
+
+def test_prompts_in_a_chat_template(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(str(tiny_model("llama")))
+    record = SampleRecord("asked", True, {}, "answers", None, 1)
+    config = tmp_path / "tokenizer_config.json"
+    chats = replace(model, assets={"tokenizer.json": model.assets["tokenizer.json"], "tokenizer_config.json": config})
+    table = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(table))
+    bare = replace(model, assets={"tokenizer.json": model.assets["tokenizer.json"]})
+    for without in (bare, chats):
+        with pytest.raises(BadInputError, match="no chat template"):
+            answer_samples(without, ["the cat"], ["a hat"], record, chat=True)
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}answer:"
+    config.write_text(json.dumps({**table, "chat_template": template}))
+    (one,) = answer_samples(chats, ["the cat"], ["a hat"], record, chat=True).inputs
+    tokenizer = Tokenizer.from_file(str(model.assets["tokenizer.json"]))
+    asked, told = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("[user]the cat;answer:", "a hat"))
+    assert one["input_ids"][0].tolist() == [*asked, *told, model.module.config.eos_token_id]
+    assert one["answer_mask"][0].tolist() == [0] * len(asked) + [1] * (len(told) + 1)
 
 
 def test_files_become_windows_and_parts(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:

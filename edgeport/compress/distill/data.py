@@ -39,6 +39,6 @@ def training_samples(student: Model, teacher: Model, step: Distill, *, progress:
         who = asked.teacher.command or f"{asked.teacher.model} at {asked.teacher.endpoint}"
         words = f"answers of {who} to {len(prompts)} prompts"
         record = SampleRecord(", ".join(hashes), True, hashes, words, None, len(prompts))
-        return answer_samples(student, prompts, answers, record, sequence=asked.sequence)
+        return answer_samples(student, prompts, answers, record, sequence=asked.sequence, chat=asked.chat)
     card = None if asked.card is None else load_card(asked.card)
     return samples(student, count=asked.samples, split="calibration", seed=step.seed, card=card)
