@@ -223,10 +223,11 @@ def test_every_way_of_teaching_a_language_model(tiny_model: Callable[[str], Path
     cut = restructure(model, recipe({"method": "magnitude", "sparsity": 0.3}), [])
     step = Distill.model_validate(heal(**{"steps": 16, "checks": 8, "batch": 8, **options}))
     made, record = distil(cut.model, model, step, tokens(model, 40))
-    again, other = distil(cut.model, model, step, tokens(model, 40))
     assert record.loss_after < record.loss_before
-    assert record == other
-    assert state_digest(made.module) == state_digest(again.module)
+    if step.policy_gradient:  # the one that draws most
+        again, other = distil(cut.model, model, step, tokens(model, 40))
+        assert record == other
+        assert state_digest(made.module) == state_digest(again.module)
     assert not any(value.requires_grad for value in made.module.parameters())
     # Zeros stay zeros, what is frozen stays, and the given models are untouched.
     for name in cut.model.sparse:
