@@ -9,10 +9,35 @@ from pydantic import Field, field_validator, model_validator
 from edgeport.schema import Strict
 
 
+class Asked(Strict):
+    """A teacher that is only asked: a command, or an endpoint of the OpenAI kind (edgeport.data.answers)."""
+
+    command: str | None = Field(default=None, description="takes a prompt on stdin and answers on stdout")
+    endpoint: str | None = Field(
+        default=None, pattern="^https?://", description="an address that /chat/completions is put behind"
+    )
+    model: str | None = Field(default=None, description="of the endpoint")
+    key_variable: str | None = Field(default=None, description="environment variable that holds the endpoint's key")
+    system: str | None = Field(default=None, description="said before every prompt")
+    max_tokens: int = Field(default=256, ge=1, description="of an endpoint's answer")
+    temperature: float = Field(default=0.0, ge=0, description="of an endpoint")
+    timeout_seconds: float = Field(default=120.0, gt=0, description="for one answer")
+    record: str = Field(description="file that every answer is appended to, and taken from in later runs")
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Asked:
+        if (self.command is None) == (self.endpoint is None):
+            raise ValueError("give either command or endpoint")
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("an endpoint needs a model, and a command has none")
+        return self
+
+
 class DistillData(Strict):
     """What a distillation learns from. Without any of it: the data card of the model's modality.
 
-    One of three sources: a data card's calibration slice, files of texts, or texts that the teacher writes.
+    One source: a data card's calibration slice, files of texts, texts that the teacher writes, or prompts with the
+    answers of a teacher that is only asked.
     """
 
     card: str | None = Field(default=None, description="name or path of a data card; its calibration slice is used")
@@ -23,6 +48,11 @@ class DistillData(Strict):
     generate: int | None = Field(
         default=None, ge=2, description="texts that the teacher, a causal language model, writes itself"
     )
+    prompts: tuple[str, ...] = Field(
+        default=(), description="files of prompts, as `texts`; the answers of `teacher` are learned"
+    )
+    teacher: Asked | None = Field(default=None, description="who answers the prompts")
+    chat: bool = Field(default=False, description="the student reads prompts in its chat template, instead of bare")
     samples: int = Field(default=1000, ge=2, description="most inputs that are used")
     sequence: int | None = Field(
         default=None, ge=2, description="tokens of an input made of files; None takes the model's example length"
@@ -30,10 +60,14 @@ class DistillData(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> DistillData:
-        if sum((self.card is not None, bool(self.texts), self.generate is not None)) > 1:
-            raise ValueError("give one of card, texts and generate")
-        if self.sequence is not None and not self.texts:
-            raise ValueError("sequence is about texts")
+        if sum((self.card is not None, bool(self.texts), self.generate is not None, bool(self.prompts))) > 1:
+            raise ValueError("give one of card, texts, generate and prompts")
+        if bool(self.prompts) != (self.teacher is not None):
+            raise ValueError("prompts and [compress.data.teacher] belong together")
+        if self.chat and not self.prompts:
+            raise ValueError("chat is about prompts")
+        if self.sequence is not None and not self.texts and not self.prompts:
+            raise ValueError("sequence is about texts and prompts")
         return self
 
 
@@ -70,6 +104,17 @@ class Distill(Strict):
         description="whose blocks teach: of N for M every N/M-th, or only the last (of relations always the last)",
     )
     features: float = Field(default=0.0, ge=0, description="weight of a conv net's feature maps, one a resolution")
+    on_policy: float = Field(
+        default=0.0, ge=0, le=1, description="share of the batches that the student writes itself (GKD's lambda)"
+    )
+    policy_gradient: bool = Field(
+        default=False, description="the reverse KL of whole texts that student and teacher write (MiniLLM)"
+    )
+    teacher_mix: float = Field(
+        default=0.2, ge=0, lt=1, description="of policy_gradient: the teacher's part in what texts are drawn from"
+    )
+    prompt_tokens: int = Field(default=16, ge=1, description="given of each input where the student writes the rest")
+    new_tokens: int = Field(default=48, ge=1, description="that the student writes")
     steps: int = Field(default=500, ge=1, le=10_000_000, description="updates of the weights")
     batch: int = Field(default=4, ge=1, le=4096, description="inputs that run together")
     accumulate: int = Field(default=1, ge=1, le=4096, description="batches whose gradients make one update")
@@ -99,4 +144,11 @@ class Distill(Strict):
     def _learns_something(self) -> Distill:
         if self.outputs == self.hidden == self.relations == self.features == 0:
             raise ValueError("nothing is learned: give outputs, hidden, relations or features a weight")
+        if self.data.prompts and self.labels == 0:
+            raise ValueError("a teacher's answers are learned as labels: give labels a share, 1 for them alone")
+        if self.policy_gradient and (self.divergence != "reverse_kl" or self.on_policy or self.outputs == 0):
+            raise ValueError(
+                "policy_gradient lowers the reverse KL on texts of its own: set divergence to reverse_kl, outputs "
+                "above 0, and leave on_policy out"
+            )
         return self

@@ -195,7 +195,7 @@ class Job:
 
         teachers = {name: state_digest(model.module) for name, model in self.teachers.items()}
         return [
-            {"teacher": teachers.get(step.teacher or ""), "texts": hash_files(step.data.texts)}
+            {"teacher": teachers.get(step.teacher or ""), "texts": hash_files([*step.data.texts, *step.data.prompts])}
             for step in self.request.recipe.distill
         ]
 

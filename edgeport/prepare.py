@@ -90,7 +90,7 @@ def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dic
     Raises:
         BadInputError: one can't be loaded, or does not fit the student.
     """
-    from edgeport.compress.distill.run import check_teacher
+    from edgeport.compress.distill.checks import check_teacher
     from edgeport.model.load import load_model
 
     made: dict[str, Model] = {}
@@ -98,7 +98,8 @@ def _teachers(request: ExportRequest, student: Model, progress: Progress) -> dic
         if step.teacher is not None and step.teacher not in made:
             progress.stage("load", f"{step.teacher}, which teaches")
             made[step.teacher] = load_model(step.teacher, task=student.task, allow_pickle=request.allow_pickle)
-            check_teacher(student, made[step.teacher])
+        if step.teacher is not None:
+            check_teacher(student, made[step.teacher], step)
     return made
 
 

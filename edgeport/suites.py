@@ -61,14 +61,14 @@ def ask(job: Job, artifact: Artifact, calibration: str | None, progress: Progres
     from edgeport.stages import run_stage, stage_key
     from edgeport.validate.evidence import TaskScore
     from edgeport.validate.suites.definition import load_suite
-    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
+    from edgeport.validate.suites.evaluate import calibrated_on, evaluate, trained_on
     from edgeport.validate.suites.rows import suite_files
     from edgeport.validate.suites.subject import Subject, of_artifact, of_model
 
     names = wanted(job.request.suites, job.request.recipe.gate)
     if not names or job.request.target.execution.here == "none":
         return ()
-    known = calibrated_on(calibration)
+    known = calibrated_on(calibration) | trained_on(job.request.recipe, job.model.modality)
 
     @cache
     def subjects() -> tuple[Subject, Subject]:
@@ -168,7 +168,7 @@ def score_suites(
     Raises:
         BadInputError: a suite is wrong, can't be read, or can't be asked of this model.
     """
-    from edgeport.validate.suites.evaluate import calibrated_on, evaluate
+    from edgeport.validate.suites.evaluate import calibrated_on, evaluate, trained_on
     from edgeport.validate.suites.subject import of_artifact, of_model
 
     manifest = bundle.manifest
@@ -177,6 +177,7 @@ def score_suites(
     traits = replace(before.traits, tokenizer=tokenizer if tokenizer.is_file() else None)
     after = of_artifact(bundle.artifact, traits, lengths=manifest.settings.enumerated)
     known = calibrated_on(None if manifest.calibration is None else manifest.calibration.name)
+    known |= trained_on(manifest.recipe, manifest.modality)
     found = []
     for name in names:
         progress.stage("validate", f"suite {name}")

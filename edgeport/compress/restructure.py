@@ -15,8 +15,9 @@ import torch
 
 from edgeport.compress.chain import call
 from edgeport.compress.distill import distance
+from edgeport.compress.distill.checks import check_step
 from edgeport.compress.distill.lessons import Lessons, teach
-from edgeport.compress.distill.run import TrainingRecord, check_step
+from edgeport.compress.distill.run import TrainingRecord
 from edgeport.compress.flops import count_flops
 from edgeport.compress.lowrank.svd import choose_ranks, factorize_layers, outline_factors
 from edgeport.compress.prune.cut import Cut, cut_depth, cut_width

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeport.data.chats import rendered_prompts
+from edgeport.data.generated import check_generates
 from edgeport.data.samples import Arrays, SampleRecord, Samples, sequence_axis
 from edgeport.data.text import open_tokenizer
 from edgeport.errors import BadInputError
@@ -112,14 +115,7 @@ def corpus_samples(
     """
     check_takes_text(model)
     texts, hashes = read_files(files, key)
-    axis = sequence_axis(model)
-    length = sequence or (model.inputs[0].fixed_shape()[1] if axis is None else axis.example)
-    if axis is not None and not axis.minimum <= length <= axis.maximum:
-        raise BadInputError(
-            f"The model can't take {length} tokens.",
-            where="sequence of [compress.data]",
-            allowed=f"{axis.minimum} to {axis.maximum}",
-        )
+    length = _length(model, sequence)
     packed = model.task.startswith("text-generation")
     rows = _windows(model, texts, length) if packed else _parts(model, texts, length)
     if not rows:
@@ -135,10 +131,75 @@ def corpus_samples(
     return Samples(inputs, SampleRecord(", ".join(hashes), True, hashes, words, None, len(inputs)))
 
 
+def answer_samples(
+    model: Model,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    record: SampleRecord,
+    *,
+    sequence: int | None = None,
+    chat: bool = False,
+) -> Samples:
+    """Prompts with their answers as inputs of a causal language model, batch 1: `answer_mask`, int64 (1, S), says which
+    tokens are the answer's, its end-of-text token included. Longer ones are cut; those without any answer left go.
+
+    Args:
+        record: what the answers are.
+        sequence: tokens at most; None takes the example length of the model's sequence axis.
+        chat: put the prompts into the model's chat template.
+
+    Raises:
+        BadInputError: the model is no causal language model with a tokenizer, or has no chat template; or no input is
+            left.
+    """
+    check_takes_text(model)
+    check_generates(model, where="prompts of [compress.data]")
+    length = _length(model, sequence)
+    tokenizer = open_tokenizer(model.assets["tokenizer.json"], NO_LIMIT)
+    _check_vocabulary(model, tokenizer.get_vocab_size(with_added_tokens=True))
+    end = end_of_text(model)
+    inputs = []
+    for prompt, answer in zip(rendered_prompts(model, prompts) if chat else prompts, answers, strict=True):
+        # A template writes the special tokens itself.
+        asked = tokenizer.encode(prompt, add_special_tokens=not chat).ids
+        told = tokenizer.encode(answer, add_special_tokens=False).ids + ([] if end is None else [end])
+        ids = [*asked, *told][:length]
+        if len(ids) > len(asked):
+            mask = np.asarray([[0] * len(asked) + [1] * (len(ids) - len(asked))], np.int64)
+            inputs.append({**_arrays(model, ids), "answer_mask": mask})
+    if not inputs:
+        raise BadInputError(
+            f"The prompts leave no room for answers in {length} tokens.",
+            where="sequence of [compress.data]",
+            next_step="Give shorter prompts, or a larger `sequence`.",
+        )
+    words = f"{record.slice}; {len(inputs)} of them, cut to {length} tokens"
+    return Samples(inputs, replace(record, slice=words, samples=len(inputs)))
+
+
 def end_of_text(model: Model) -> int | None:
     """The token that ends a text, as the config names it."""
     named: Any = getattr(getattr(model.module, "config", None), "eos_token_id", None)
     return int(named[0]) if isinstance(named, list | tuple) else None if named is None else int(named)
+
+
+def _length(model: Model, asked: int | None) -> int:
+    """Tokens of an input at most.
+
+    Raises:
+        BadInputError: the model can't take so many.
+    """
+    axis = sequence_axis(model)
+    if axis is None:
+        return model.inputs[0].fixed_shape()[1]
+    length = asked or axis.example
+    if not axis.minimum <= length <= axis.maximum:
+        raise BadInputError(
+            f"The model can't take {length} tokens.",
+            where="sequence of [compress.data]",
+            allowed=f"{axis.minimum} to {axis.maximum}",
+        )
+    return length
 
 
 def _windows(model: Model, texts: Iterable[str], length: int) -> list[list[int]]:

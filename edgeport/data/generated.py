@@ -30,8 +30,11 @@ BATCH = 16
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-def check_generates(model: Model) -> None:
+def check_generates(model: Model, *, where: str = "[calibration] source") -> None:
     """Refuse a model that writes no texts.
+
+    Args:
+        where: the option that asks for them.
 
     Raises:
         BadInputError: saying what it lacks.
@@ -41,7 +44,7 @@ def check_generates(model: Model) -> None:
     if not writes or "logits" not in {spec.name for spec in model.outputs} or not set(names) <= set(INPUTS):
         raise BadInputError(
             f"The model {model.name} ({model.task}) does not write texts that it could be tuned on.",
-            where="[calibration] source",
+            where=where,
             allowed='"generated" for causal language models of transformers, "data" for every model',
         )
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from edgeport.compress.distill import train as loop
 from edgeport.compress.distill.train import Curve, Schedule, train
 from edgeport.errors import BadInputError
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs, and so the tests in one, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Regression:
@@ -92,7 +101,11 @@ def test_a_resumed_run_ends_with_the_same_bits(stops: tuple[int, ...], tmp_path:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_killed_run_goes_on_at_its_last_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("between", "first"), [(300.0, 13), (0.0, 16)])
+def test_a_killed_run_goes_on_at_its_last_checkpoint(
+    between: float, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "BETWEEN", between)
     whole, checkpoint = Regression(), tmp_path / "run.safetensors"
     curve = train(whole, USED, SCHEDULE)
 
@@ -110,8 +123,18 @@ def test_a_killed_run_goes_on_at_its_last_check(tmp_path: Path) -> None:
     assert (
         train(last, USED, SCHEDULE, checkpoint=checkpoint, identity="a", progress=lambda *a: seen.append(a[0])) == curve
     )
-    assert seen == list(range(13, 31))  # checks at 6, 12, 18, ...
+    assert seen == list(range(first, 31))  # checks at 6, 12, 18, ...
     assert same(last.values(), whole.values())
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainee = Regression()
+
+    def interrupt(*_report: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(trainee, USED, SCHEDULE, progress=interrupt).steps == 30
 
 
 def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def real_positions(sample: Sample) -> torch.Tensor | None:
 
 def told_positions(sample: Sample) -> torch.Tensor | None:
     """Positions whose outputs count, bool (B, S): those that predict an answer's tokens, else all real ones."""
+    if "decoder_input_ids" in sample:
+        return None  # the mask is the encoder's; such samples are not padded
     answer = sample.get("answer_mask")
     if answer is None:
         return real_positions(sample)

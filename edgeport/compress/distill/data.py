@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgeport.data.answers import collect_answers
 from edgeport.data.cards import load_card
-from edgeport.data.corpus import corpus_samples
+from edgeport.data.corpus import answer_samples, corpus_samples, read_files
 from edgeport.data.generated import generated_samples
-from edgeport.data.samples import Samples, samples
+from edgeport.data.samples import SampleRecord, Samples, samples
 from edgeport.distilling import Distill
 from edgeport.model.types import Model
 
@@ -18,7 +19,7 @@ def training_samples(student: Model, teacher: Model, step: Distill, *, progress:
     """Inputs of the student. The same models, files and step give the same.
 
     Args:
-        progress: called with (texts written, texts in all, what they are) while the teacher writes.
+        progress: called with (texts there, texts in all, what they are) while the teacher writes or answers.
 
     Raises:
         BadInputError: the data can't be had, or is of another kind than the student's inputs.
@@ -30,5 +31,14 @@ def training_samples(student: Model, teacher: Model, step: Distill, *, progress:
         return corpus_samples(
             student, asked.texts, count=asked.samples, key=asked.key, sequence=asked.sequence, seed=step.seed
         )
+    if asked.prompts:
+        assert asked.teacher is not None
+        prompts, hashes = read_files(asked.prompts, asked.key)
+        prompts = prompts[: asked.samples]
+        answers = collect_answers(asked.teacher, prompts, progress=progress)
+        who = asked.teacher.command or f"{asked.teacher.model} at {asked.teacher.endpoint}"
+        words = f"answers of {who} to {len(prompts)} prompts"
+        record = SampleRecord(", ".join(hashes), True, hashes, words, None, len(prompts))
+        return answer_samples(student, prompts, answers, record, sequence=asked.sequence, chat=asked.chat)
     card = None if asked.card is None else load_card(asked.card)
     return samples(student, count=asked.samples, split="calibration", seed=step.seed, card=card)

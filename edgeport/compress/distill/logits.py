@@ -21,7 +21,7 @@ import torch
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
-VALUES = 1 << 23
+VALUES = 1 << 19
 """Numbers of the logits that are worked on together."""
 
 IGNORED = -100

@@ -15,8 +15,11 @@ from edgeport.compress.distill.distance import distance
 from edgeport.compress.distill.features import feature_loss, feature_pairs
 from edgeport.compress.distill.hidden import hidden_loss, layer_pairs, projections
 from edgeport.compress.distill.logits import logit_loss, next_tokens
+from edgeport.compress.distill.minillm import policy_loss
 from edgeport.compress.distill.relations import check_heads, relation_loss, vector_layers, vectors
+from edgeport.compress.distill.sampling import continue_texts, prompt_length, written_batch
 from edgeport.compress.prune.families import FAMILIES, Sizes, sizes_of
+from edgeport.data.corpus import end_of_text
 from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
@@ -95,10 +98,13 @@ class Objective:
 
     Attributes:
         matrices: what is trained beside the student and then forgotten.
+        end: the token that ends a text.
+        causal: each position's logits are of the next token.
     """
 
     def __init__(self, student: Model, teacher: Model, step: Distill) -> None:
-        self.step = step
+        self.step, self.end = step, end_of_text(student)
+        self.causal = student.task.startswith("text-generation")
         self.relations = _relations(student, teacher, step) if step.relations else None
         self.states = _states(student, teacher, step) if step.hidden else []
         self.features = feature_pairs(student.module, teacher.module, student.example) if step.features else []
@@ -118,19 +124,65 @@ class Objective:
         return [(own[one].shape[-1], other[two].shape[-1]) for one, two in self.states]
 
     def __call__(self, batch: Sample) -> torch.Tensor:
-        """The loss, a scalar."""
-        inputs = inputs_of(batch)
-        with torch.no_grad():
-            wanted, shown = self.teacher(inputs)
-        found, seen = self.student(inputs)
-        return self.compare(batch, found, seen, wanted, shown)
+        """The loss on given inputs, a scalar."""
+        return self._compare(batch, labels=self.step.labels)
 
-    def compare(self, batch: Sample, found: Seen, seen: Seen, wanted: Seen, shown: Seen) -> torch.Tensor:
-        """The loss of what student and teacher gave."""
-        step, mask = self.step, real_positions(batch)
+    def on_policy(self, batch: Sample, generator: torch.Generator) -> torch.Tensor:
+        """The loss on what the student writes behind the beginnings of given texts (GKD, Agarwal et al. 2024,
+        https://arxiv.org/abs/2306.13649, algorithm 1). Its own tokens are no labels to learn."""
+        return self._compare(self.write(batch, generator, share=0.0), labels=0.0)
+
+    def policy_gradient(self, batch: Sample, generator: torch.Generator) -> torch.Tensor:
+        """MiniLLM's loss on texts that both write, and the other terms on the given ones (labels: its L_PT)."""
+        step = self.step
+        written = self.write(batch, generator, share=step.teacher_mix)
+        inputs = inputs_of(written)
+        with torch.no_grad():
+            wanted = self.teacher(inputs)[0]["logits"]
+        found = self.student(inputs)[0]["logits"]
+        loss = (
+            step.outputs
+            * (1 - step.labels)
+            * policy_loss(
+                found[:, :-1],
+                wanted[:, :-1],
+                written["input_ids"][:, 1:],
+                written["answer_mask"][:, 1:].bool(),
+                share=step.teacher_mix,
+                temperature=step.temperature,
+            )
+        )
+        others = step.labels or self.states or self.relations or self.features
+        return loss + self._compare(batch, labels=step.labels, apart=False) if others else loss
+
+    def write(self, batch: Sample, generator: torch.Generator, *, share: float) -> dict[str, torch.Tensor]:
+        """A batch with the beginnings of the given texts, and what student and teacher write behind them."""
+        step = self.step
+        prompt = prompt_length(batch, step.prompt_tokens)
+        ids = continue_texts(
+            self.student.module,
+            batch["input_ids"][:, :prompt],
+            step.new_tokens,
+            generator,
+            temperature=step.temperature,
+            teacher=self.teacher.module,
+            share=share,
+        )
+        return written_batch(batch, ids, prompt, self.end)
+
+    def _compare(self, batch: Sample, *, labels: float, apart: bool = True) -> torch.Tensor:
+        """The weighted terms on a batch; without `apart` the outputs are held against the labels alone."""
+        step, mask, inputs = self.step, real_positions(batch), inputs_of(batch)
+        taught = (apart and labels < 1) or self.states or self.relations or self.features
+        wanted: Seen = {}
+        shown: Seen = {}
+        if taught:
+            with torch.no_grad():
+                wanted, shown = self.teacher(inputs)
+        found, seen = self.student(inputs)
         total = torch.zeros(())
         if step.outputs:
-            total = total + step.outputs * self.output_loss(batch, found, wanted)
+            total = total + step.outputs * self._outputs(batch, found, wanted if apart else {}, labels)
         if self.states:
             total = total + step.hidden * hidden_loss(seen, shown, self.states, self.matrices, mask)
         if self.relations is not None:
@@ -140,57 +192,54 @@ class Objective:
                     (seen, shown), self.relations.layers, self.relations.sizes, strict=True
                 )
             )
-            apart = relation_loss(own, other, step.relation_pairs, self.relations.heads, mask)
-            total = total + step.relations * apart
+            apart_by = relation_loss(own, other, step.relation_pairs, self.relations.heads, mask)
+            total = total + step.relations * apart_by
         if self.features:
             total = total + step.features * feature_loss(seen, shown, self.features)
         return total
 
-    def output_loss(self, batch: Sample, found: Seen, wanted: Seen) -> torch.Tensor:
+    def _outputs(self, batch: Sample, found: Seen, wanted: Seen, labels: float) -> torch.Tensor:
         """Divergence of logits and cross-entropy, and the relative error of every other output."""
         others = {name: value for name, value in wanted.items() if name != "logits"}
         apart = distance(found, others, batch) if others else torch.zeros(())
-        if "logits" not in wanted:
+        if "logits" not in found:
             return apart
-        step = self.step
-        student, teacher = found["logits"], wanted["logits"]
+        step, student, teacher = self.step, found["logits"], wanted.get("logits")
         counted = told_positions(batch) if student.ndim > 2 else None
-        if counted is not None and counted.shape != student.shape[:2]:
-            counted = None
-        targets = _targets(batch, student) if step.labels else None
-        if counted is not None:
-            student, teacher = student[counted], teacher[counted]
+        targets = self._targets(batch) if labels else None
+        if counted is not None and counted.shape == student.shape[:2]:
+            student = student[counted]
+            teacher = None if teacher is None else teacher[counted]
             targets = None if targets is None else targets[counted]
         classes = student.shape[-1]
         return apart + logit_loss(
             student.reshape(-1, classes),
-            teacher.reshape(-1, classes),
+            None if teacher is None else teacher.reshape(-1, classes),
             None if targets is None else targets.reshape(-1),
             kind=step.divergence,
             beta=step.beta,
             temperature=step.temperature,
-            labels=step.labels,
+            labels=labels,
         )
 
+    def _targets(self, batch: Sample) -> torch.Tensor:
+        """The class that each row of the logits should name.
 
-def _targets(batch: Sample, logits: torch.Tensor) -> torch.Tensor:
-    """The class that each row of the logits should name.
-
-    Raises:
-        BadInputError: nothing says so.
-    """
-    if "labels" in batch:
-        return batch["labels"]
-    ids = batch.get("input_ids")
-    if ids is None or logits.shape[:-1] != ids.shape:
-        raise BadInputError(
-            "The data has no true classes to learn.",
-            where="labels of distill",
-            allowed="causal language models, and data with labels",
-            next_step="Leave labels at 0.",
-        )
-    mask = batch.get("attention_mask")
-    return next_tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+        Raises:
+            BadInputError: nothing says so.
+        """
+        if "labels" in batch:
+            return batch["labels"]
+        if not self.causal:
+            raise BadInputError(
+                "The data has no true classes to learn.",
+                where="labels of distill",
+                allowed="causal language models, and data with labels",
+                next_step="Leave labels at 0.",
+            )
+        mask = batch.get("attention_mask")
+        ids = batch["input_ids"]
+        return next_tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
 
 
 def to_device(sample: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 
 from edgeport.compress.distill.batch import SIDE, Sample, collate
+from edgeport.compress.distill.checks import check_step, check_teacher
 from edgeport.compress.distill.objective import Objective, to_device
+from edgeport.compress.distill.sampling import prompt_length
 from edgeport.compress.distill.train import Progress, Schedule, train
 from edgeport.compress.quantize.held import in_turns, split
 from edgeport.data.samples import SampleRecord, Samples
 from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
 from edgeport.model.digest import state_digest
-from edgeport.model.inputs import vocabulary_size
 from edgeport.model.types import Model
-from edgeport.storage import hash_value, read_json
+from edgeport.storage import hash_value
 
 
 @dataclass(frozen=True)
@@ -67,73 +68,6 @@ class TrainingRecord:
 HEALING = "the model before the cuts"
 
 
-def check_teacher(student: Model, teacher: Model) -> None:
-    """Refuse a teacher whose outputs say something else than the student's.
-
-    Raises:
-        BadInputError: other inputs, outputs or vocabularies.
-    """
-    name = teacher.source.reference
-    for what in ("inputs", "outputs"):
-        own, other = ([spec.name for spec in getattr(one, what)] for one in (student, teacher))
-        if own != other:
-            raise BadInputError(
-                f"The teacher {name} has the {what} {', '.join(other)}; the student has {', '.join(own)}.",
-                where="teacher of distill",
-                allowed=f"models with the same {what}",
-            )
-    _check_vocabulary(student, teacher)
-    for own_spec, other_spec in zip(student.outputs, teacher.outputs, strict=True):
-        if own_spec.fixed_shape() != other_spec.fixed_shape():
-            raise BadInputError(
-                f"The teacher {name} gives {own_spec.name} of {other_spec.fixed_shape()}, the student of "
-                f"{own_spec.fixed_shape()}.",
-                where="teacher of distill",
-                allowed="models whose outputs have equal shapes",
-            )
-
-
-def _check_vocabulary(student: Model, teacher: Model) -> None:
-    sizes = [vocabulary_size(one.module) for one in (student, teacher)]
-    words = "A model of another vocabulary can teach by its answers alone: [compress.data] with prompts."
-    if sizes[0] != sizes[1]:
-        raise BadInputError(
-            f"The vocabularies differ: the teacher {teacher.source.reference} has {sizes[1]} tokens, the student "
-            f"{sizes[0]}.",
-            where="teacher of distill",
-            allowed="teachers with the student's vocabulary",
-            next_step=words,
-        )
-    files = [one.assets.get("tokenizer.json") for one in (student, teacher)]
-    if files[0] is None or files[1] is None:
-        return
-    tables = [read_json(path)["model"].get("vocab") for path in files if path is not None]
-    if tables[0] != tables[1]:
-        raise BadInputError(
-            f"The vocabularies differ: the teacher {teacher.source.reference} has as many tokens as the student, but "
-            "other ones.",
-            where="teacher of distill",
-            allowed="teachers with the student's vocabulary",
-            next_step=words,
-        )
-
-
-def check_step(student: Model, step: Distill) -> None:
-    """Refuse what can be known to fail before any data is there.
-
-    Raises:
-        BadInputError: labels that the model has none of, or patterns that match nothing.
-    """
-    names = [name for name, _ in student.module.named_parameters(remove_duplicate=False)]
-    for pattern in step.freeze:
-        if not fnmatch.filter(names, pattern):
-            raise BadInputError(
-                f"The pattern {pattern!r} matches no parameter.",
-                where="freeze of distill",
-                allowed=f"patterns of names such as {', '.join(names[:3])}",
-            )
-
-
 class _Distillation:
     """The student in training."""
 
@@ -146,6 +80,7 @@ class _Distillation:
         if self.device.type != "cpu":
             teacher = replace(teacher, module=copy.deepcopy(teacher.module))
         self.mixed = step.precision == "mixed" or (step.precision == "auto" and self.device.type == "cuda")
+        self.writes = step.policy_gradient or step.on_policy > 0
         frozen = {
             parameter
             for name, parameter in self.module.named_parameters(remove_duplicate=False)
@@ -179,24 +114,35 @@ class _Distillation:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed)
 
-    def _loss(self, indices: Sequence[int]) -> torch.Tensor:
+    def _parts(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """The inputs in one batch; each by itself where they can't be put together, or are to be continued from
+        different places."""
         samples = [self.inputs[index] for index in indices]
-        batch = collate(samples)
-        parts = [batch] if batch is not None else samples
-        with self._autocast():
-            losses = [self.objective(to_device(part, self.device)) for part in parts]
-        return torch.stack(losses).mean()
+        starts = {prompt_length(sample, self.step.prompt_tokens) for sample in samples} if self.writes else {0}
+        batch = collate(samples) if len(starts) == 1 else None
+        return [to_device(part, self.device) for part in ([batch] if batch is not None else samples)]
 
     def loss(self, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean loss of some inputs."""
-        return self._loss(indices)
+        step, objective = self.step, self.objective
+        with self._autocast():
+            if step.policy_gradient:
+                losses = [objective.policy_gradient(part, generator) for part in self._parts(indices)]
+            elif step.on_policy and float(torch.rand((), generator=generator)) < step.on_policy:
+                losses = [objective.on_policy(part, generator) for part in self._parts(indices)]
+            else:
+                losses = [objective(part) for part in self._parts(indices)]
+        return torch.stack(losses).mean()
 
     def judge(self) -> float:
-        """Mean loss on the held-out inputs."""
-        size = self.step.batch
-        parts = [self.held[start : start + size] for start in range(0, len(self.held), size)]
-        with torch.no_grad():
-            return sum(float(self._loss(part)) * len(part) for part in parts) / len(self.held)
+        """Mean loss on the held-out inputs, as they are."""
+        size, total = self.step.batch, 0.0
+        for start in range(0, len(self.held), size):
+            part = self.held[start : start + size]
+            with torch.no_grad(), self._autocast():
+                losses = [float(self.objective(one)) for one in self._parts(part)]
+            total += sum(losses) / len(losses) * len(part)
+        return total / len(self.held)
 
     def before_update(self) -> None:
         """Nothing to do."""
@@ -265,7 +211,7 @@ def distil(
             not finite, or the checkpoint is of another run.
         KeyboardInterrupt: the user interrupted; the checkpoint is written.
     """
-    check_teacher(model, teacher)
+    check_teacher(model, teacher, step)
     check_step(model, step)
     inputs = training_tensors(model, data)
     held, used = _held(len(inputs), step)

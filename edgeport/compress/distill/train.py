@@ -4,8 +4,8 @@ AdamW under a short linear rise and half a cosine down to 0. The loss on held-ou
 run; the values that are best on them are what is left at the end, the start's where nothing was better.
 
 Everything that decides what follows (values, moments, the best so far, how many inputs were drawn, the state of the
-random numbers) goes into a checkpoint at each of these checks, and when the user interrupts. A run that goes on there
-ends with the same bits as one that was never stopped.
+random numbers) goes into a checkpoint at each of these checks, every few minutes, and when the user interrupts. A run
+that goes on there ends with the same bits as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ import torch
 
 from edgeport.compress.distill.checkpoint import Curve, State, read_checkpoint, write_checkpoint
 from edgeport.compress.quantize.held import in_turns
+
+BETWEEN = 300.0
+"""Seconds after which a checkpoint is written between two checks, so that a killed run loses no more."""
 
 Progress = Callable[[int, int, float], None]
 """(updates done, updates in all, mean loss of the last update)."""
@@ -86,12 +90,12 @@ def rate_factor(steps: int, warm_up: float) -> Callable[[int], float]:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second is the ordinary one."""
+    """An event that the first Ctrl-C sets; the second is the ordinary one. Where Ctrl-C is ignored it stays so."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(_number: int, _frame: Any) -> None:
         asked.set()
@@ -163,6 +167,7 @@ def _run(
     following = in_turns(used, schedule.seed)
     for _ in range(state.curve.steps * schedule.accumulate * schedule.batch):
         following()
+    written = time.monotonic()
     with _interrupts() as asked:
         while state.curve.steps < schedule.steps and state.curve.ended == "all steps":
             step = state.curve.steps + 1
@@ -177,8 +182,10 @@ def _run(
             checked = step % every == 0 or step == schedule.steps
             if checked:
                 _check(trainee, schedule, state)
-            if checkpoint is not None and (checked or asked.is_set()):
+            due = checked or asked.is_set() or time.monotonic() - written >= BETWEEN
+            if checkpoint is not None and due:
                 write_checkpoint(checkpoint, identity, state)
+                written = time.monotonic()
             if asked.is_set():
                 raise KeyboardInterrupt
 

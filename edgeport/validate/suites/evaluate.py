@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
+from pathlib import Path
 
 from edgeport.errors import BadInputError
 from edgeport.packages import Progress
+from edgeport.recipe import Recipe
 from edgeport.validate.evidence import TaskScore
 from edgeport.validate.suites.definition import NEEDS, Suite, load_suite, suite_names
 from edgeport.validate.suites.kinds import Asked, Scores, Watch
@@ -100,6 +102,22 @@ def calibrated_on(card: str | None) -> frozenset[str]:
     if data.audio is not None:
         return frozenset({data.package.members[data.audio.recording]})
     return frozenset()
+
+
+def trained_on(recipe: Recipe, modality: str) -> frozenset[str]:
+    """What the recipe's distillation learned from: as `calibrated_on`, and the texts and prompts of files. Files that
+    are not there (a bundle that is validated elsewhere) can't be looked into."""
+    from edgeport.data.corpus import read_lines
+    from edgeport.data.samples import CARDS
+
+    found: frozenset[str] = frozenset()
+    for step in recipe.distill:
+        data = step.data
+        files = [Path(file) for file in (*data.texts, *data.prompts)]
+        found |= {text for file in files if file.is_file() for text in read_lines(file, data.key)}
+        if not files and data.generate is None:
+            found |= calibrated_on(data.card or CARDS.get(modality))
+    return found
 
 
 def check_fits(suite: Suite, traits: Traits) -> None:
