@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from edgeport.explain.onnx_bytes import onnx_spans, read_initializers, read_name
 from edgeport.explain.shipped import Shipped
 from edgeport.explain.sizes import read_bytes
 from edgeport.explain.spans import Span, cover
-from edgeport.export.artifact import Artifact
+from edgeport.export.artifact import Artifact, EncoderPart
 from edgeport.recipe import load_recipe
 
 PARAMETERS = ("layers.1.fc.weight", "layers.1.fc.weight_g", "layers.10.fc.weight", "conv.weight")
@@ -193,3 +194,16 @@ def test_the_waterfall_goes_from_the_original_to_the_file(tmp_path):
 def test_groups_tell_a_tied_head_from_an_embedding():
     assert layer_group("model.embed_tokens.weight", ("embedding", "linear")) == "tied_head"
     assert layer_group("model.embed_tokens.weight", ("embedding",)) == "embedding"
+
+
+def test_two_files_that_are_loaded_together_are_told_together(tmp_path):
+    """An encoder beside its decoder."""
+    save(tmp_path)
+    os.rename(tmp_path / "model.onnx", tmp_path / "encoder.onnx")
+    save(tmp_path)
+    whole = a_shipped(tmp_path, "model.onnx", (record("layers.1.fc.weight", (64, 32)),), 64 * 32)
+    both = replace(whole, artifact=replace(whole.artifact, encoder=EncoderPart("encoder.onnx", (), ())))
+    found = read_bytes(both)
+    assert [file.path for file in found.files] == ["encoder.onnx", "model.onnx"]
+    assert found.file == 2 * read_bytes(whole).file == sum(cell.bytes for cell in found.cells)
+    assert found.original + sum(step.change for step in found.steps) == found.file
