@@ -89,7 +89,8 @@ def explain_bundle(
         progress.stage("against", str(against))
         same = dict(older.manifest.source.files) == dict(found.manifest.source.files)
         why = absent if same else "The other bundle was made of another original."
-        other = _explain(older, model if same else None, why, suites, parts, quick, progress)
+        compared = [name for name in parts if name != "sensitivity"]
+        other = _explain(older, model if same else None, why, suites, compared, quick, progress)
         changes = _changes(this, other, suites, str(against), parts)
     return Explanation(
         bundle=found.manifest.name,
@@ -224,13 +225,8 @@ def _flips(
     from edgeport.explain.inputs import asked
 
     path = this.bundle.root / this.bundle.manifest.assets / "tokenizer.json"
-    length = None
-    if path.is_file():
-        tokenizer = open_tokenizer(path, MOST_TOKENS)
-
-        def length(text: str) -> int:
-            return len(tokenizer.encode(text).ids)
-
+    tokenizer = open_tokenizer(path, MOST_TOKENS) if path.is_file() else None
+    length = None if tokenizer is None else lambda text: len(tokenizer.encode(text).ids)
     found = []
     older = {} if other is None else {task.suite: task for task in other[1]}
     for task in this.tasks:

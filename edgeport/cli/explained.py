@@ -157,25 +157,20 @@ def _slice(found: Slice) -> tuple[str, ...]:
 def _sensitivity(console: Console, found: Sensitivity) -> None:
     _title(console, f"Layers that matter most ({found.source})", found.statement)
     rows = found.rows[:ROWS]
-    headers = ("layer", "format", "bits", "saved", "error of the weight", "alone, outputs", "alone, KL", "cost")
-    _table(
-        console,
-        (*headers, "one cheaper", "one dearer"),
-        [
-            (
-                row.layer,
-                row.format,
-                f"{row.bits:.2f}",
-                in_bytes(row.bytes_saved),
-                f"{row.weight_error:.4f}",
-                "—" if row.effect is None else f"{row.effect:.4f}",
-                "—" if row.kl is None else f"{row.kl:.2g}",
-                "—" if row.cost is None else f"{row.cost:.2g}",
-                *("—" if each is None else f"{each.format} {each.cost:.2g}" for each in (row.cheaper, row.dearer)),
-            )
-            for row in rows
-        ],
-    )
+    columns: dict[str, list[str]] = {
+        "layer": [row.layer for row in rows],
+        "format": [row.format for row in rows],
+        "bits": [f"{row.bits:.2f}" for row in rows],
+        "saved": [in_bytes(row.bytes_saved) for row in rows],
+        "error of the weight": [f"{row.weight_error:.4f}" for row in rows],
+        "of the outputs, alone": ["" if row.effect is None else f"{row.effect:.4f}" for row in rows],
+        "KL, nats": ["" if row.kl is None else f"{row.kl:.2g}" for row in rows],
+        "cost, nats": ["" if row.cost is None else f"{row.cost:.2g}" for row in rows],
+        "one cheaper": ["" if row.cheaper is None else f"{row.cheaper.format} {row.cheaper.cost:.2g}" for row in rows],
+        "one dearer": ["" if row.dearer is None else f"{row.dearer.format} {row.dearer.cost:.2g}" for row in rows],
+    }
+    told = {name: cells for name, cells in columns.items() if any(cells)}
+    _table(console, tuple(told), zip(*told.values(), strict=True))
     _more(console, len(found.rows), len(rows))
 
 

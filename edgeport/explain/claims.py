@@ -72,9 +72,9 @@ def _numbers(evidence: Evidence) -> list[Claim]:
         ):
             if interval is not None:
                 claim = _claim(metric, None, unit, interval.mean, interval)
-                note = "" if latency.valid else f" The run is not valid: {latency.note}."
+                note = "" if latency.valid else " The run is not valid."
                 found.append(claim.model_copy(update={"words": claim.words + note}))
-    found.append(_exact("size", evidence.size.bytes, "B"))
+    found.append(_exact("size", evidence.size.bytes / 1e6, "MB"))
     if (memory := evidence.memory) is not None:
         found.append(_one_run("peak_memory", memory.peak_rss_mb, "MB"))
         found.append(_one_run("first_run", memory.first_run_ms, "ms"))

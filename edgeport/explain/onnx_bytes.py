@@ -19,6 +19,8 @@ GRAPH, INITIALIZER = 7, 5
 DATA_TYPE, NAME, RAW_DATA, EXTERNAL = 2, 8, 9, 13
 FLOATS = {1, 10, 11, 16}
 """TensorProto.DataType: FLOAT, FLOAT16, DOUBLE, BFLOAT16."""
+BEGINNINGS: dict[str, Part] = {"codes": "codes", "scale": "scales", "zero_point": "zero_points"}
+"""How an initializer's name goes on behind its parameter's."""
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
@@ -84,7 +86,7 @@ def read_name(name: str, floats: bool, parameters: Collection[str]) -> tuple[Par
     parameter = max((p for p in parameters if name.startswith(f"{p}.")), key=len, default=None)
     if parameter is not None:
         rest = name.removeprefix(f"{parameter}.").removeprefix("joined.").removeprefix("bias.")
-        for start, part in (("codes", "codes"), ("scale", "scales"), ("zero_point", "zero_points")):
+        for start, part in BEGINNINGS.items():
             if rest.startswith(start):
                 return part, parameter
         return ("floats" if floats else "graph"), parameter

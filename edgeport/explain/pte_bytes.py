@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeport.errors import BadInputError
+from edgeport.explain.document import Part
 from edgeport.explain.package_bytes import package_spans
 from edgeport.explain.spans import Span, cover
 from edgeport.export.executorch.folder import file_regions, unflatten_folder
@@ -23,6 +24,8 @@ from edgeport.export.executorch.shell import BACKEND, PACKAGE
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2, 27: 2, 28: 4, 29: 8}
 """Bytes of one number, by executorch's ScalarType."""
 FLOAT_TYPES = {5, 6, 7, 15}
+TABLE: tuple[Part, Part] = ("codes", "scales")
+"""The first arguments of an embedding kernel."""
 
 
 def pte_spans(path: Path, weights: Mapping[str, str], parameters: tuple[str, ...]) -> list[Span]:
@@ -96,7 +99,7 @@ def _constants(program: Any, segments: list[tuple[int, int]], places: Mapping[tu
     if segment is None or not segment.offsets:
         return
     base, _ = segments[segment.segment_index]
-    known: dict[int, tuple[str, str]] = {}
+    known: dict[int, tuple[Part, str | None]] = {}
     for plan in program.execution_plan:
         for index, instruction in enumerate(plan.chains[0].instructions):
             call = instruction.instr_args
@@ -107,27 +110,29 @@ def _constants(program: Any, segments: list[tuple[int, int]], places: Mapping[tu
                 or plan.operators[call.op_index].name not in EMBEDDINGS
             ):
                 continue
-            for argument, part in zip(call.args[:2], ("codes", "scales"), strict=True):
+            for argument, part in zip(call.args[:2], TABLE, strict=True):
                 known[plan.values[argument].val.data_buffer_idx] = part, parameter
+    found: dict[int, int] = {}
     for plan in program.execution_plan:
-        for value in plan.values:
-            tensor = value.val
+        for tensor in (value.val for value in plan.values):
             buffer = getattr(tensor, "data_buffer_idx", 0)
             if not buffer or getattr(tensor, "allocation_info", None) is not None:
                 continue
             scalar = int(tensor.scalar_type)
             if scalar not in WIDTHS:
                 raise BadInputError(f"The program has a constant of ExecuTorch's scalar type {scalar}.")
-            start = base + segment.offsets[buffer]
-            stop = start + math.prod(tensor.sizes) * WIDTHS[scalar]
-            part, parameter = known.get(buffer, ("floats" if scalar in FLOAT_TYPES else "graph", None))
-            yield Span(start, stop, part, f"constant {buffer}", parameter)  # type: ignore[arg-type]
+            known.setdefault(buffer, ("floats" if scalar in FLOAT_TYPES else "graph", None))
+            # Views of one buffer: the largest has all of its bytes.
+            found[buffer] = max(found.get(buffer, 0), math.prod(tensor.sizes) * WIDTHS[scalar])
+    for buffer, size in found.items():
+        start = base + segment.offsets[buffer]
+        yield Span(start, start + size, known[buffer][0], f"constant {buffer}", known[buffer][1])
 
 
 def _named(whole: Any, named: Mapping[str, tuple[int, int]], weights: Mapping[str, str]) -> Iterator[Span]:
     """Named data: codes, scales and floats of the XNNPACK delegates that refer to it."""
     parameters = {place: name for name, places in weights.items() for place in places.split(" + ")}
-    told: dict[str, tuple[str, str | None]] = {}
+    told: dict[str, tuple[Part, str | None]] = {}
     for number, payload in enumerate(xnnpack_payloads(whole) if named else ()):
         keys = [entry["named_key"] for entry in payload.graph["constant_data"]]
         for index, entry in enumerate(payload.graph["xvalues"]):
@@ -142,4 +147,4 @@ def _named(whole: Any, named: Mapping[str, tuple[int, int]], weights: Mapping[st
                 told.setdefault(keys[scales], ("scales", parameter))
     for key, (start, size) in named.items():
         part, parameter = told.get(key, ("floats", None))
-        yield Span(start, start + size, part, key, parameter)  # type: ignore[arg-type]
+        yield Span(start, start + size, part, key, parameter)

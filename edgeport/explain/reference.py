@@ -65,9 +65,9 @@ def watched(model: Model, layers: Sequence[str]) -> Iterator[dict[str, list[Call
 def _note(calls: list[Call]) -> Any:
     def hook(_module: torch.nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         given = arguments[0] if arguments else None
-        floats = isinstance(given, torch.Tensor) and given.is_floating_point()
+        read = _array(given) if isinstance(given, torch.Tensor) and given.is_floating_point() else None
         if isinstance(output, torch.Tensor) and output.is_floating_point():
-            calls.append(Call(_array(given) if floats else None, _array(output)))
+            calls.append(Call(read, _array(output)))
 
     return hook
 

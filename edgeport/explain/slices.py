@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from edgeport.explain.document import Slice
@@ -139,7 +139,7 @@ def _classes(labels: Sequence[str | None]) -> list[str | None]:
     return [None if label is None else other if label in rare else label for label in labels]
 
 
-def _order(values: Sequence[str | None]):  # type: ignore[no-untyped-def]
+def _order(values: Sequence[str | None]) -> Callable[[str], tuple[float, str]]:
     """The most samples first; pieces of a number by their least value."""
     counts = Counter(values)
 
