@@ -62,7 +62,7 @@ def report_markdown(
     word = "all checks passed" if verdict.passed else f"not ready to ship (exit code {verdict.exit_code})"
     what = f"{manifest['name']}, {manifest['recipe']['name']}, {manifest['target']['name']}"
     lines = [f"## {'✅' if verdict.passed else '❌'} {plain(what)}: {word}", ""]
-    lines += [f"`{bundle.replace('`', '')}`: {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks. "]
+    lines += [f"{plain(bundle)}: {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks. "]
     lines[-1] += plain(evidence.states.statement)
     lines.append("")
     for check in failed:

@@ -163,7 +163,7 @@ function drawSensitivity(x) {
     parts.push(figure("What each layer's compression saves, and what it costs",
       plot("Bytes saved against cost", { low: left, high: right, log: true, label: "bytes saved", form: shortBytes }, { low, high, log: true, label, form: short },
         (px, py) => rows.map((r) => el("circle", tip(`${r.layer} (${r.format}): saves ${bytes(r.bytes_saved)}, ${label} ${small(value(r))}`, { class: "dot-this soft", cx: px(r.bytes_saved), cy: py(value(r)), r: 5 })))),
-      keys(el("span", { class: "key words" }, "top left: costs most, saves least; keep those in more bits first"))));
+      keys(el("span", { class: "key" }, "top left: costs most, saves least; keep those in more bits first"))));
   }
   const other = (a) => (a ? two(a.format, `${bytes(a.bytes)}, cost ${small(a.cost)}`) : ABSENT);
   parts.push(table("Layers, the most sensitive first", [

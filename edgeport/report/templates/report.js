@@ -253,7 +253,7 @@ function cosineChart(rows, limit) {
   return figure(null,
     rows.map((p) => row(p.output, dotDrawing(scale, ticks, p.cosine, p.cosine_worst, limit(p.output)), cosine(p.cosine.mean), interval(p.cosine, cosine))),
     axisRow(ticks),
-    keys(meanKey(), rangeKey(), worstKey(), budgetKey(), el("span", { class: "key words" }, "cosine similarity, further right is closer")));
+    keys(meanKey(), rangeKey(), worstKey(), budgetKey(), el("span", { class: "key" }, "cosine similarity, further right is closer")));
 }
 function top1Chart(rows, limit) {
   const values = rows.flatMap((p) => [p.top1_agreement.low, limit(p.output)]).filter(present);
