@@ -11,7 +11,7 @@ from edgeport.errors import BadInputError
 
 if TYPE_CHECKING:
     from edgeport.bundle.read import Bundle
-    from edgeport.report.compare import Comparison
+    from edgeport.report.comparison import Comparison
     from edgeport.report.deltas import Delta
     from edgeport.validate.evidence import Evidence
 
@@ -151,7 +151,8 @@ def compare_bundles(bundles: Sequence[Path], *, by: str | None = None, different
     """
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.gating import evidence_of
-    from edgeport.report.compare import Candidate, compare, unique_labels
+    from edgeport.report.compare import compare, unique_labels
+    from edgeport.report.comparison import Candidate
 
     labels = unique_labels([path.resolve().parts for path in bundles])
     candidates = []

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgeport.report.compare import Comparison, Row
+from edgeport.report.comparison import Comparison, Row
 from edgeport.report.deltas import Delta
 from edgeport.report.numbers import (
     ABSENT,

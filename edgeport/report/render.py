@@ -23,12 +23,12 @@ from edgeport.storage import canonical_json
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from edgeport.report.compare import Comparison
+    from edgeport.report.comparison import Comparison
 
 BLOCKS = ("evidence", "explain", "against")
 """Ids of the script elements that hold data; the shell of a report is the page with all of them empty."""
 BLOCK_END = "</script>"
-REPORT_SCRIPTS = ("page.js", "charts.js", "report.js", "explained.js", "report_main.js")
+REPORT_SCRIPTS = ("page.js", "charts.js", "report.js", "speed.js", "explained.js", "report_main.js")
 COMPARE_SCRIPTS = ("page.js", "charts.js", "compare.js")
 
 _TEMPLATES = resources.files("edgeport.report") / "templates"

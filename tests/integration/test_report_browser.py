@@ -14,7 +14,8 @@ import pytest
 
 from edgeport.bundle.write import evidence_text
 from edgeport.report import render_report
-from edgeport.report.compare import Candidate, compare
+from edgeport.report.compare import compare
+from edgeport.report.comparison import Candidate
 from edgeport.report.render import embedded, render_comparison
 from edgeport.validate.evidence import (
     CallTimes,

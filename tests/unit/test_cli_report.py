@@ -106,7 +106,7 @@ def explain(bundle: Path, **changes: object) -> Path:
 
 
 def block(page: str, name: str) -> str:
-    found = re.findall(f'<script type="application/json" id="{name}">(.*?)</script>', page, re.S)
+    found: list[str] = re.findall(f'<script type="application/json" id="{name}">(.*?)</script>', page, re.S)
     assert len(found) == 1
     return found[0]
 

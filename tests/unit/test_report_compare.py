@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from edgeport.errors import BadInputError
-from edgeport.report.compare import Candidate, compare, unique_labels
+from edgeport.report.compare import compare, unique_labels
+from edgeport.report.comparison import Candidate
 from edgeport.report.deltas import deltas
 from edgeport.report.markdown import comparison_markdown, plain, report_markdown
 from edgeport.validate.evidence import (
