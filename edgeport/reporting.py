@@ -86,20 +86,20 @@ def _explanation(root: Path) -> str:
     """The text of a bundle's explain.json, "" where there is none.
 
     Raises:
-        BadInputError: it explains another bundle, or is of another schema.
+        BadInputError: it explains another bundle, or is none.
     """
     from edgeport.bundle.write import EXPLANATION, MANIFEST
+    from edgeport.explain.document import Explanation
+    from edgeport.schema import parse_mapping
     from edgeport.storage import hash_file, read_json
 
     path = root / EXPLANATION
     if not path.is_file():
         return ""
-    document = read_json(path)
-    if (document.get("schema_version"), document.get("manifest_sha256")) != (1, hash_file(root / MANIFEST)):
+    explanation = parse_mapping(Explanation, read_json(path), path)
+    if explanation.manifest_sha256 != hash_file(root / MANIFEST):
         raise BadInputError(
-            "The explanation is of another bundle, or of another version of edgeport.",
-            where=path,
-            next_step=f"Make it again: edgeport explain {root}",
+            "The explanation is of another bundle.", where=path, next_step=f"Make it again: edgeport explain {root}"
         )
     return path.read_text()
 

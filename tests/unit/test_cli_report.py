@@ -99,8 +99,15 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def explain(bundle: Path, **changes: object) -> Path:
-    """As `edgeport explain` writes it, as far as the bundle knows of it."""
-    document = {"schema_version": 1, "manifest_sha256": hash_file(bundle / "manifest.json"), "text": EVIL, **changes}
+    """As `edgeport explain` writes it where next to nothing could be explained."""
+    document = {
+        "schema_version": 1, "bundle": "tiny", "manifest_sha256": hash_file(bundle / "manifest.json"),
+        "original": None, "original_absent": EVIL, "layers": None, "flips": [], "sensitivity": None, "claims": [],
+        "bytes": {
+            "file": 100, "files": [], "original": 100, "before": {}, "steps": [], "cells": [], "tensors": []
+        },
+        **changes,
+    }  # fmt: skip
     (bundle / "explain.json").write_text(canonical_json(document))
     return bundle
 
@@ -130,7 +137,7 @@ def test_an_explanation_goes_into_the_page_and_the_chain_of_hashes_holds(first: 
     verify_files(read_bundle(bundle))  # the page does not have it yet
     page = remake_report(bundle).read_text()
     verify_files(read_bundle(bundle))
-    assert json.loads(block(page, "explain"))["text"] == EVIL
+    assert json.loads(block(page, "explain"))["original_absent"] == EVIL
     assert EVIL not in page
     (bundle / "report.html").write_text(page.replace("alert(1)", "alert(2)", 1))
     with pytest.raises(BadInputError, match="without its evidence"):
@@ -143,6 +150,9 @@ def test_an_explanation_goes_into_the_page_and_the_chain_of_hashes_holds(first: 
 def test_an_explanation_of_another_bundle_is_refused(first: Path, tmp_path: Path) -> None:
     bundle = explain(Path(shutil.copytree(first, tmp_path / "b")), manifest_sha256="0" * 64)
     with pytest.raises(BadInputError, match="explanation is of another bundle"):
+        remake_report(bundle)
+    explain(bundle, layers="none")
+    with pytest.raises(BadInputError, match="layers"):
         remake_report(bundle)
 
 
