@@ -47,7 +47,7 @@ def make_report(
         MeasurementError: a bundle carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import evidence_text
+    from edgeport.bundle.write import evidence_text, report_text
     from edgeport.gating import evidence_of, gate_bundle, read_evidence
     from edgeport.report.deltas import deltas
     from edgeport.report.markdown import report_markdown
@@ -63,7 +63,7 @@ def make_report(
         evidence = evidence.model_copy(update={"verdict": verdict})
     name = None if against is None else against.name
     manifest = found.manifest.to_json()
-    page = report_page(found, evidence_text(evidence), changes=changes, against=name)
+    page = report_page(found, report_text(evidence_text(evidence)), changes=changes, against=name)
     text = report_markdown(bundle.name, manifest, evidence, changes=changes, against=name)
     return Pages(page, text, evidence, own=own)
 
@@ -107,9 +107,9 @@ def _explanation(root: Path) -> str:
 def page_of(bundle: Path, evidence: Evidence) -> str:
     """The HTML of a bundle's report with evidence that was just measured."""
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import evidence_text
+    from edgeport.bundle.write import evidence_text, report_text
 
-    return report_page(read_bundle(bundle), evidence_text(evidence))
+    return report_page(read_bundle(bundle), report_text(evidence_text(evidence)))
 
 
 def remake_report(bundle: Path) -> Path:
@@ -120,14 +120,14 @@ def remake_report(bundle: Path) -> Path:
         MeasurementError: it carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import EVIDENCE, REPORT
+    from edgeport.bundle.write import EVIDENCE, REPORT, report_text
     from edgeport.gating import evidence_of
     from edgeport.report.render import strip_evidence
     from edgeport.storage import hash_bytes, write_text
 
     found = read_bundle(bundle)
     evidence_of(found)
-    page = report_page(found, (bundle / EVIDENCE).read_text())
+    page = report_page(found, report_text((bundle / EVIDENCE).read_text()))
     if hash_bytes(strip_evidence(page).encode()) != found.manifest.report_shell_sha256:
         raise BadInputError(
             "Another version of edgeport made this bundle: its manifest is bound to the page of that version.",

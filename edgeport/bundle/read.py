@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeport.bundle.golden import Golden, load_golden
 from edgeport.bundle.manifest import GOLDEN_FOLDER, SCHEMA_VERSION, FileEntry, Manifest
-from edgeport.bundle.write import EVIDENCE, EXPLANATION, MANIFEST, REPORT
+from edgeport.bundle.write import EVIDENCE, EXPLANATION, MANIFEST, REPORT, report_text
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact
 from edgeport.schema import parse_mapping
@@ -116,7 +116,7 @@ def _verify_report(bundle: Bundle, report: Path) -> None:
     root = bundle.root
     drawn = f"If nothing else of the bundle was changed, draw the page again: edgeport report {root}"
     html = report.read_bytes()
-    measured = (root / EVIDENCE).read_bytes() if bundle.evidence is not None else b""
+    measured = b"" if bundle.evidence is None else report_text((root / EVIDENCE).read_text()).encode()
     if measured and html.count(measured) != 1:
         raise _tampered(f"{REPORT} does not hold the very text of {EVIDENCE}.", report, drawn)
     html = html.replace(measured, b"") if measured else html

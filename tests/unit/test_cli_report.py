@@ -132,6 +132,18 @@ def test_the_bundles_own_report_is_drawn_again_to_the_same_bytes(
     verify_files(read_bundle(bundle))
 
 
+def test_the_page_holds_the_evidence_but_for_what_each_sample_scored(first: Path) -> None:
+    held = json.loads(block((first / "report.html").read_text(), "evidence"))
+    whole = json.loads((first / "evidence.json").read_text())
+    (task,), (full,) = held.pop("tasks"), whole.pop("tasks")
+    assert held == whole
+    left_out = set(full) - set(task)
+    assert len(full["artifact_scores"]) == 400
+    assert {"original_scores", "artifact_scores"} <= left_out
+    assert {key: full[key] for key in task} == task
+    assert all(full[key] is None or len(full[key]) == 400 for key in left_out)
+
+
 def test_an_explanation_goes_into_the_page_and_the_chain_of_hashes_holds(first: Path, tmp_path: Path) -> None:
     bundle = explain(Path(shutil.copytree(first, tmp_path / "b")))
     verify_files(read_bundle(bundle))  # the page does not have it yet

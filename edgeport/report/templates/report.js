@@ -109,7 +109,7 @@ function title(metric) {
     delegated: "The delegate runs what it is there for", peak_memory_ratio_max: "Peak memory against fp32",
     weights_equal: "Weights in the file are the logical ones", finite: "Every value is finite", varies: "Outputs follow the inputs",
     tokenizer: "The device's tokenizer splits texts as the original's", long_cache: "A long text in the cache gives the same scores",
-    free_text: "What it writes by itself is the original's",
+    free_text: "What it writes by itself stays near the original's",
   };
   const [older, name] = metric.startsWith("regression.") ? ["Against the older bundle: ", metric.slice(11)] : ["", metric];
   return older + (known[name] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
