@@ -11,6 +11,7 @@ from edgeport.errors import BadInputError
 
 if TYPE_CHECKING:
     from edgeport.bundle.read import Bundle
+    from edgeport.explain.document import Explanation
     from edgeport.report.comparison import Comparison
     from edgeport.report.deltas import Delta
     from edgeport.validate.evidence import Evidence
@@ -64,7 +65,8 @@ def make_report(
     name = None if against is None else against.name
     manifest = found.manifest.to_json()
     page = report_page(found, report_text(evidence_text(evidence)), changes=changes, against=name)
-    text = report_markdown(bundle.name, manifest, evidence, changes=changes, against=name)
+    explanation = _explanation(bundle)[1]
+    text = report_markdown(bundle.name, manifest, evidence, explanation=explanation, changes=changes, against=name)
     return Pages(page, text, evidence, own=own)
 
 
@@ -77,13 +79,13 @@ def report_page(found: Bundle, evidence: str, *, changes: Sequence[Delta] = (), 
     return render_report(
         found.manifest.to_json(),
         evidence,
-        explanation=embedded(_explanation(found.root)),
+        explanation=embedded(_explanation(found.root)[0]),
         against=embedded(canonical_json(beside)) if against is not None else "",
     )
 
 
-def _explanation(root: Path) -> str:
-    """The text of a bundle's explain.json, "" where there is none.
+def _explanation(root: Path) -> tuple[str, Explanation | None]:
+    """A bundle's explain.json, as text and read; "" and None where there is none.
 
     Raises:
         BadInputError: it explains another bundle, or is none.
@@ -95,13 +97,13 @@ def _explanation(root: Path) -> str:
 
     path = root / EXPLANATION
     if not path.is_file():
-        return ""
+        return "", None
     explanation = parse_mapping(Explanation, read_json(path), path)
     if explanation.manifest_sha256 != hash_file(root / MANIFEST):
         raise BadInputError(
             "The explanation is of another bundle.", where=path, next_step=f"Make it again: edgeport explain {root}"
         )
-    return path.read_text()
+    return path.read_text(), explanation
 
 
 def page_of(bundle: Path, evidence: Evidence) -> str:

@@ -159,6 +159,17 @@ def test_an_explanation_goes_into_the_page_and_the_chain_of_hashes_holds(first: 
     verify_files(read_bundle(bundle))
 
 
+def test_markdown_says_what_was_explained(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [{"group": "attention", "part": "codes", "bytes": 75}, {"group": "file", "part": "graph", "bytes": 25}]
+    sizes = {"file": 100, "files": [], "original": 400, "before": {}, "steps": [], "cells": cells, "tensors": []}
+    claim = {"metric": "accuracy_drop_max", "output": "intents", "value": 0.0, "state": "undecided", "needed": 3000}
+    bundle = explain(Path(shutil.copytree(first, tmp_path / "b")), bytes=sizes, claims=[{**claim, "words": ""}])
+    assert main(["report", str(bundle), "--markdown", "-"]) == 0
+    text = capsys.readouterr().out
+    assert "- 100 bytes, from 400 in float32: attention 75.0 %, file 25.0 %" in text
+    assert "- undecided: accuracy_drop_max intents; about 3,000 samples would decide" in text
+
+
 def test_an_explanation_of_another_bundle_is_refused(first: Path, tmp_path: Path) -> None:
     bundle = explain(Path(shutil.copytree(first, tmp_path / "b")), manifest_sha256="0" * 64)
     with pytest.raises(BadInputError, match="explanation is of another bundle"):
