@@ -185,7 +185,7 @@ function drawSensitivity(x) {
 /* Claims */
 function drawClaims(claims) {
   if (!claims.length) return;
-  const form = (c, v) => (c.metric.startsWith("cosine") ? cosine(v) : amount(c, v) + (["ms", "MB", "nats", "s"].includes(c.unit) ? " " + c.unit : ""));
+  const form = (c, v) => (c.state === "exact" && isFlag(c) ? (v ? "yes" : "no") : c.metric.startsWith("cosine") ? cosine(v) : amount(c, v) + (["ms", "MB", "nats", "s"].includes(c.unit) ? " " + c.unit : ""));
   reveal("claims", table("Each number, and whether the data decides it", [
     { name: "Claim", show: (c) => title(c.metric) + (c.output ? ` · ${c.output}` : "") },
     { name: "Measured", number: true, show: (c) => (present(c.value) ? form(c, c.value) : "not measured"), value: (c) => c.value },
