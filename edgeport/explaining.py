@@ -72,7 +72,7 @@ def explain_bundle(
 
     progress = progress or Silent()
     found = read_bundle(path)
-    verify_files(found, report=False)
+    verify_files(found)
     older = None
     if against is not None:
         older = read_bundle(against)

@@ -55,7 +55,7 @@ def explain(
     """Explain a bundle: where its bytes went, where the error grows, which inputs flipped, how sure each claim is.
 
     The original is run where it can be had; without it the document says which parts are missing. Nothing that the
-    manifest hashes is changed. The bundle's report.html is drawn again, with the explanation in it.
+    manifest hashes is changed.
 
     \b
     Examples:
@@ -71,9 +71,8 @@ def explain(
     from edgeport.bundle.write import EXPLANATION
     from edgeport.cli.console import answer, working
     from edgeport.cli.explained import draw_explanation
-    from edgeport.errors import BadInputError, EdgeportError
+    from edgeport.errors import BadInputError
     from edgeport.explaining import PARTS, explain_bundle, write_explanation
-    from edgeport.reporting import remake_report
 
     asked = tuple(dict.fromkeys(part or PARTS))
     if unknown := [name for name in asked if name not in PARTS]:
@@ -91,9 +90,4 @@ def explain(
         )
         place = output or bundle / EXPLANATION
         write_explanation(found, place)
-        if output is None:
-            try:
-                remake_report(bundle)
-            except EdgeportError as error:
-                watcher.message(f"{error.what} {error.next_step or ''}".strip())
     answer(found.model_dump(mode="json"), as_json, lambda console: draw_explanation(console, found, str(place)))
