@@ -11,7 +11,8 @@ from edgeport.errors import BadInputError
 
 if TYPE_CHECKING:
     from edgeport.bundle.read import Bundle
-    from edgeport.report.compare import Comparison
+    from edgeport.explain.document import Explanation
+    from edgeport.report.comparison import Comparison
     from edgeport.report.deltas import Delta
     from edgeport.validate.evidence import Evidence
 
@@ -47,7 +48,7 @@ def make_report(
         MeasurementError: a bundle carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import evidence_text
+    from edgeport.bundle.write import evidence_text, report_text
     from edgeport.gating import evidence_of, gate_bundle, read_evidence
     from edgeport.report.deltas import deltas
     from edgeport.report.markdown import report_markdown
@@ -63,8 +64,9 @@ def make_report(
         evidence = evidence.model_copy(update={"verdict": verdict})
     name = None if against is None else against.name
     manifest = found.manifest.to_json()
-    page = report_page(found, evidence_text(evidence), changes=changes, against=name)
-    text = report_markdown(bundle.name, manifest, evidence, changes=changes, against=name)
+    page = report_page(found, report_text(evidence_text(evidence)), changes=changes, against=name)
+    explanation = _explanation(bundle)[1]
+    text = report_markdown(bundle.name, manifest, evidence, explanation=explanation, changes=changes, against=name)
     return Pages(page, text, evidence, own=own)
 
 
@@ -77,39 +79,39 @@ def report_page(found: Bundle, evidence: str, *, changes: Sequence[Delta] = (), 
     return render_report(
         found.manifest.to_json(),
         evidence,
-        explanation=embedded(_explanation(found.root)),
+        explanation=embedded(_explanation(found.root)[0]),
         against=embedded(canonical_json(beside)) if against is not None else "",
     )
 
 
-def _explanation(root: Path) -> str:
-    """The text of a bundle's explain.json, "" where there is none.
+def _explanation(root: Path) -> tuple[str, Explanation | None]:
+    """A bundle's explain.json, as text and read; "" and None where there is none.
 
     Raises:
-        BadInputError: it explains another bundle, or is of another schema.
+        BadInputError: it explains another bundle, or is none.
     """
     from edgeport.bundle.write import EXPLANATION, MANIFEST
+    from edgeport.explain.document import Explanation
+    from edgeport.schema import parse_mapping
     from edgeport.storage import hash_file, read_json
 
     path = root / EXPLANATION
     if not path.is_file():
-        return ""
-    document = read_json(path)
-    if (document.get("schema_version"), document.get("manifest_sha256")) != (1, hash_file(root / MANIFEST)):
+        return "", None
+    explanation = parse_mapping(Explanation, read_json(path), path)
+    if explanation.manifest_sha256 != hash_file(root / MANIFEST):
         raise BadInputError(
-            "The explanation is of another bundle, or of another version of edgeport.",
-            where=path,
-            next_step=f"Make it again: edgeport explain {root}",
+            "The explanation is of another bundle.", where=path, next_step=f"Make it again: edgeport explain {root}"
         )
-    return path.read_text()
+    return path.read_text(), explanation
 
 
 def page_of(bundle: Path, evidence: Evidence) -> str:
     """The HTML of a bundle's report with evidence that was just measured."""
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import evidence_text
+    from edgeport.bundle.write import evidence_text, report_text
 
-    return report_page(read_bundle(bundle), evidence_text(evidence))
+    return report_page(read_bundle(bundle), report_text(evidence_text(evidence)))
 
 
 def remake_report(bundle: Path) -> Path:
@@ -120,14 +122,14 @@ def remake_report(bundle: Path) -> Path:
         MeasurementError: it carries no evidence.
     """
     from edgeport.bundle.read import read_bundle
-    from edgeport.bundle.write import EVIDENCE, REPORT
+    from edgeport.bundle.write import EVIDENCE, REPORT, report_text
     from edgeport.gating import evidence_of
     from edgeport.report.render import strip_evidence
     from edgeport.storage import hash_bytes, write_text
 
     found = read_bundle(bundle)
     evidence_of(found)
-    page = report_page(found, (bundle / EVIDENCE).read_text())
+    page = report_page(found, report_text((bundle / EVIDENCE).read_text()))
     if hash_bytes(strip_evidence(page).encode()) != found.manifest.report_shell_sha256:
         raise BadInputError(
             "Another version of edgeport made this bundle: its manifest is bound to the page of that version.",
@@ -151,7 +153,8 @@ def compare_bundles(bundles: Sequence[Path], *, by: str | None = None, different
     """
     from edgeport.bundle.read import read_bundle, verify_files
     from edgeport.gating import evidence_of
-    from edgeport.report.compare import Candidate, compare, unique_labels
+    from edgeport.report.compare import compare, unique_labels
+    from edgeport.report.comparison import Candidate
 
     labels = unique_labels([path.resolve().parts for path in bundles])
     candidates = []

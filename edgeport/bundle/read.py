@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeport.bundle.golden import Golden, load_golden
 from edgeport.bundle.manifest import GOLDEN_FOLDER, SCHEMA_VERSION, FileEntry, Manifest
-from edgeport.bundle.write import EVIDENCE, EXPLANATION, MANIFEST, REPORT
+from edgeport.bundle.write import EVIDENCE, EXPLANATION, MANIFEST, REPORT, report_text
 from edgeport.errors import BadInputError
 from edgeport.export.artifact import Artifact
 from edgeport.schema import parse_mapping
@@ -85,8 +85,8 @@ def _walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _tampered(what: str, where: Path) -> BadInputError:
-    return BadInputError(f"The bundle was tampered with or damaged. {what}", where=where, next_step=MADE_AGAIN)
+def _tampered(what: str, where: Path, next_step: str = MADE_AGAIN) -> BadInputError:
+    return BadInputError(f"The bundle was tampered with or damaged. {what}", where=where, next_step=next_step)
 
 
 def _verify_file(root: Path, name: str, expected: FileEntry) -> None:
@@ -114,10 +114,11 @@ def _verify_texts(bundle: Bundle, report: bool) -> None:
 def _verify_report(bundle: Bundle, report: Path) -> None:
     """Check that a report is the manifest's shell with the texts of evidence.json and, if any, explain.json in it."""
     root = bundle.root
+    drawn = f"If nothing else of the bundle was changed, draw the page again: edgeport report {root}"
     html = report.read_bytes()
-    measured = (root / EVIDENCE).read_bytes() if bundle.evidence is not None else b""
+    measured = b"" if bundle.evidence is None else report_text((root / EVIDENCE).read_text()).encode()
     if measured and html.count(measured) != 1:
-        raise _tampered(f"{REPORT} does not hold the very text of {EVIDENCE}.", report)
+        raise _tampered(f"{REPORT} does not hold the very text of {EVIDENCE}.", report, drawn)
     html = html.replace(measured, b"") if measured else html
     if (root / EXPLANATION).is_file():
         # As it stands in the page, where a "<" could end the block.
@@ -126,7 +127,7 @@ def _verify_report(bundle: Bundle, report: Path) -> None:
     got = hash_bytes(html)
     if got != bundle.manifest.report_shell_sha256:
         said = bundle.manifest.report_shell_sha256
-        raise _tampered(f"{REPORT} without its evidence has sha256 {got}; the manifest says {said}.", report)
+        raise _tampered(f"{REPORT} without its evidence has sha256 {got}; the manifest says {said}.", report, drawn)
 
 
 def verify_files(bundle: Bundle, *, report: bool = True) -> None:

@@ -2,7 +2,7 @@
 
     manifest.json    what it is; follows from the inputs alone (edgeport.bundle.manifest)
     evidence.json    what was measured, when and where (edgeport.validate.evidence)
-    report.html      both, for people; holds the exact bytes of evidence.json
+    report.html      both, for people; holds the text of evidence.json but for what suites keep of each sample
     explain.json     where bytes, errors and flips lie; only after `edgeport explain`
     model/           the artifact's files
     assets/          tokenizer, preprocessing: what an app needs beside the model
@@ -14,6 +14,7 @@ carries the hash of the manifest; the report carries the evidence.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ TEXT_BYTES = 4 * 1024 * 1024
 """Room for manifest, evidence and report together; MiniLM's take 0.1 MB."""
 
 Render = Callable[[Mapping[str, Any], str], str]
-"""(manifest as JSON values, text of evidence.json or "") -> the text of report.html, which holds that text once."""
+"""(manifest as JSON values, `report_text` of evidence.json or "") -> the text of report.html, which holds it once."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,27 @@ class Contents:
 def evidence_text(evidence: Evidence) -> str:
     """The text of evidence.json. No "<" in it: it can stand inside an HTML script element as it is."""
     return canonical_json(evidence.model_dump(mode="json")).replace("<", "\\u003c")
+
+
+SAMPLES = (
+    "original_scores",
+    "artifact_scores",
+    "rows",
+    "original_answers",
+    "artifact_answers",
+    "confidence",
+    "weights",
+)
+"""What a suite's score keeps of each sample."""
+
+
+def report_text(evidence: str) -> str:
+    """What report.html holds of the text of evidence.json: all but what a suite keeps of each sample, which would be
+    most of the page's bytes and is drawn nowhere.
+    """
+    document = json.loads(evidence)
+    tasks = [{key: value for key, value in task.items() if key not in SAMPLES} for task in document["tasks"]]
+    return canonical_json({**document, "tasks": tasks}).replace("<", "\\u003c") if tasks else evidence
 
 
 def check_destination(destination: Path, *, force: bool, marker: str = MANIFEST, what: str = "bundle") -> None:
@@ -259,7 +281,7 @@ def _write_texts(folder: Path, manifest: Manifest, evidence: Evidence, render: R
     measured = evidence_text(evidence.model_copy(update={"manifest_sha256": hash_bytes(whole)}))
     (folder / MANIFEST).write_bytes(whole)
     (folder / EVIDENCE).write_bytes(measured.encode())
-    (folder / REPORT).write_bytes(render(plain, measured).encode())
+    (folder / REPORT).write_bytes(render(plain, report_text(measured)).encode())
 
 
 def write_bundle(destination: Path, contents: Contents, *, render: Render, force: bool = False) -> Path:

@@ -12,7 +12,7 @@ from edgeport.cli.options import AsJson, Debug, Verbose
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeport.report.compare import Comparison
+    from edgeport.report.comparison import Comparison
 
 
 def compare(

@@ -6,10 +6,12 @@ What comes from the bundle (names, messages) is escaped: it can break out of no 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeport.report.compare import Comparison, Row
+from edgeport.explain.document import Explanation
+from edgeport.report.comparison import Comparison, Row
 from edgeport.report.deltas import Delta
 from edgeport.report.numbers import (
     ABSENT,
@@ -47,6 +49,7 @@ def report_markdown(
     manifest: Mapping[str, Any],
     evidence: Evidence,
     *,
+    explanation: Explanation | None = None,
     changes: Sequence[Delta] = (),
     against: str | None = None,
 ) -> str:
@@ -55,6 +58,7 @@ def report_markdown(
     Args:
         bundle: the name to show.
         manifest: `Manifest.to_json()`.
+        explanation: what `edgeport explain` found, where it was asked.
         changes: `edgeport.report.deltas.deltas` against the bundle named `against`.
     """
     verdict = evidence.verdict
@@ -62,7 +66,7 @@ def report_markdown(
     word = "all checks passed" if verdict.passed else f"not ready to ship (exit code {verdict.exit_code})"
     what = f"{manifest['name']}, {manifest['recipe']['name']}, {manifest['target']['name']}"
     lines = [f"## {'✅' if verdict.passed else '❌'} {plain(what)}: {word}", ""]
-    lines += [f"`{bundle.replace('`', '')}`: {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks. "]
+    lines += [f"{plain(bundle)}: {len(verdict.checks) - len(failed)} of {len(verdict.checks)} checks. "]
     lines[-1] += plain(evidence.states.statement)
     lines.append("")
     for check in failed:
@@ -76,6 +80,8 @@ def report_markdown(
     lines += ["### Measured on this file", "", *table(("what", "this file", "compared with"), figures(evidence))]
     if evidence.tasks:
         lines += ["", "### Suites, paired with the original", "", *_suites(evidence.tasks)]
+    if explanation is not None:
+        lines += ["", "### Explained", "", *(f"- {plain(words)}" for words in _explained(explanation))]
     lines += ["", "<details><summary>Every check of the gate</summary>", "", *_checks(evidence), "", "</details>"]
     lines += ["", "<details><summary>Where it comes from</summary>", "", *_origin(manifest, evidence), "", "</details>"]
     return "\n".join(lines) + "\n"
@@ -149,6 +155,28 @@ def _suites(tasks: Sequence[TaskScore]) -> list[str]:
         note = task.baseline_problem or f"{task.worse} worse, {task.better} better"
         rows.append((f"{task.suite}: {task.metric}", str(task.n), *scores, difference, note))
     return table(("suite", "n", "original", "this file", "difference", "samples"), rows)
+
+
+def _explained(explanation: Explanation) -> Iterator[str]:
+    """What a reader of the bundle's numbers should know besides, a line each."""
+    found = explanation.bytes
+    parts: Counter[str] = Counter()
+    for cell in found.cells:
+        parts[cell.group] += cell.bytes
+    shares = ", ".join(f"{name.replace('_', ' ')} {format_share(n / found.file)}" for name, n in parts.most_common(4))
+    yield f"{found.file:,} bytes, from {found.original:,} in float32: {shares}"
+    if (layers := explanation.layers) is not None and layers.rows:
+        last = layers.rows[-1]
+        grows = f"; it grows most in {layers.grows_most}" if layers.grows_most else ""
+        yield f"relative error of the last layer's output ({last.layer}): {last.relative_error:.3g}{grows}"
+    for flips in explanation.flips:
+        words = f"{flips.suite} against {flips.other}: of {flips.n} samples {flips.worse} worse, {flips.better} better"
+        outstanding = [f"{part.by} {part.value}" for part in flips.slices if part.stands_out]
+        yield words + (f"; stands out: {', '.join(outstanding)}" if outstanding else "; no slice stands out")
+    for claim in explanation.claims:
+        if claim.state == "undecided":
+            needed = "" if claim.needed is None else f"; about {claim.needed:,} samples would decide"
+            yield f"undecided: {claim.metric} {claim.output or ''}".rstrip() + needed
 
 
 def _checks(evidence: Evidence) -> list[str]:

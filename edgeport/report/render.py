@@ -1,4 +1,4 @@
-"""Render the report: a shell that follows from the manifest, with the exact text of evidence.json inside.
+"""Render the report: a shell that follows from the manifest, with the text of evidence.json inside.
 
 Everything measured is drawn in the browser from that text, so that two runs with the same inputs differ
 in that one block and nowhere else. explain.json and the comparison with an older bundle have blocks of their own. The
@@ -23,12 +23,12 @@ from edgeport.storage import canonical_json
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from edgeport.report.compare import Comparison
+    from edgeport.report.comparison import Comparison
 
 BLOCKS = ("evidence", "explain", "against")
 """Ids of the script elements that hold data; the shell of a report is the page with all of them empty."""
 BLOCK_END = "</script>"
-REPORT_SCRIPTS = ("page.js", "charts.js", "report.js", "explained.js", "report_main.js")
+REPORT_SCRIPTS = ("page.js", "charts.js", "report.js", "speed.js", "explained.js", "report_main.js")
 COMPARE_SCRIPTS = ("page.js", "charts.js", "compare.js")
 
 _TEMPLATES = resources.files("edgeport.report") / "templates"
@@ -132,7 +132,7 @@ def render_report(manifest: Mapping[str, Any], evidence: str, *, explanation: st
 
     Args:
         manifest: `Manifest.to_json()`.
-        evidence: the exact text of evidence.json (edgeport.bundle.write.evidence_text), or "" for the shell.
+        evidence: the text of evidence.json as a page holds it (edgeport.bundle.write.report_text), or "" for the shell.
         explanation: `embedded` text of explain.json, or "".
         against: `embedded` JSON of {"name", "deltas"} (edgeport.report.deltas), or "".
 

@@ -64,14 +64,18 @@ def test_inspect_shows_the_manifest(
 
 
 def test_validate_measures_again_and_passes(
-    exported: tuple[Path, subprocess.CompletedProcess[str]], capfd: pytest.CaptureFixture[str]
+    exported: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output, _ = exported
     before = hash_tree(output)
-    assert main(["validate", str(output), "--quick", "--json"]) == 0
+    page = tmp_path / "here.html"
+    assert main(["validate", str(output), "--quick", "--json", "--report", str(page)]) == 0
     document = json.loads(capfd.readouterr().out)
     assert document["verdict"]["passed"] is True
     assert document["evidence"]["states"]["numerics_verified"] == "yes"
+    shown = json.loads(page.read_text().partition('id="evidence">')[2].partition("</script>")[0])
+    assert shown["latency"] == document["evidence"]["latency"]
+    assert len(shown["latency"]["calls"]["percentiles_ms"]) == 101
     assert hash_tree(output) == before
 
 

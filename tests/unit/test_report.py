@@ -170,6 +170,14 @@ def test_what_steps_removed_is_part_of_the_original() -> None:
     page = render_report(value, "")
     assert "20,000 → 9,050" in page
     assert "3.0 M → 1.5 M" in page
+    training = {
+        "teacher": EVIL, "loss_before": 0.5, "loss_after": 0.125, "steps": 300, "ended": "all steps", "best": 250,
+        "inputs": 64, "inputs_held_out": 16, "tokens": 12345, "data": {"name": "web-excerpts"},
+    }  # fmt: skip
+    taught = render_report(manifest(steps=[{**step, "parts": [], "training": training}], parameters=20000), "")
+    assert "0.5 → 0.125 on inputs held out" in taught
+    assert "64 inputs of web-excerpts, 16 held out, 12,345 tokens" in taught
+    assert EVIL not in taught
 
 
 def test_zeros_cost_a_bit_a_place() -> None:

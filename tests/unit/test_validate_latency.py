@@ -10,6 +10,7 @@ from edgeport.validate.intervals import percentile_interval, ratio_of_medians
 from edgeport.validate.latency import (
     LEAST_KERNEL_RUNS,
     LEAST_QUERIES,
+    call_times,
     disturbances,
     noise_of,
     ratio,
@@ -184,3 +185,30 @@ def test_the_run_is_held_to_its_processors_and_let_go():
     with pinned(len(before)) as cores:
         assert set(cores) == before
     assert os.sched_getaffinity(0) == before
+
+
+def test_all_calls_are_kept_in_brief():
+    wall = np.concatenate([np.full(500, 2_000_000), np.full(499, 4_000_000), [90_000_000]])
+    kept = call_times(wall)
+    assert len(kept.percentiles_ms) == 101
+    assert list(kept.percentiles_ms) == [float(np.percentile(wall, p)) / 1e6 for p in range(101)]
+    # The second half was slower, and the course says so; one slow call does not hide it.
+    assert (kept.course_ms[0], kept.course_ms[-1], len(kept.course_ms)) == (2.0, 4.0, 60)
+    assert call_times(wall[:3]).course_ms == (2.0, 2.0, 2.0)
+
+
+def test_a_run_keeps_the_calls_of_both():
+    both = summarise(
+        Timings(np.arange(1, 11) * 1_000_000, np.arange(1, 11)),
+        Timings(np.arange(1, 11) * 2_000_000, np.arange(1, 11)),
+        np.array([], dtype=np.int64),
+        threads=1,
+        warmup=0,
+        cores=(),
+        input_shapes={},
+    )
+    assert both.calls is not None
+    assert both.baseline_calls is not None
+    assert (both.calls.percentiles_ms[0], both.calls.percentiles_ms[100]) == (1.0, 10.0)
+    assert both.calls.percentiles_ms[90] == pytest.approx(both.p90_ms)
+    assert both.baseline_calls.percentiles_ms[50] == pytest.approx(both.baseline_p50_ms)

@@ -163,7 +163,7 @@ function drawSensitivity(x) {
     parts.push(figure("What each layer's compression saves, and what it costs",
       plot("Bytes saved against cost", { low: left, high: right, log: true, label: "bytes saved", form: shortBytes }, { low, high, log: true, label, form: short },
         (px, py) => rows.map((r) => el("circle", tip(`${r.layer} (${r.format}): saves ${bytes(r.bytes_saved)}, ${label} ${small(value(r))}`, { class: "dot-this soft", cx: px(r.bytes_saved), cy: py(value(r)), r: 5 })))),
-      keys(el("span", { class: "key words" }, "top left: costs most, saves least; keep those in more bits first"))));
+      keys(el("span", { class: "key" }, "top left: costs most, saves least; keep those in more bits first"))));
   }
   const other = (a) => (a ? two(a.format, `${bytes(a.bytes)}, cost ${small(a.cost)}`) : ABSENT);
   parts.push(table("Layers, the most sensitive first", [
@@ -185,7 +185,7 @@ function drawSensitivity(x) {
 /* Claims */
 function drawClaims(claims) {
   if (!claims.length) return;
-  const form = (c, v) => (c.metric.startsWith("cosine") ? cosine(v) : amount(c, v) + (["ms", "MB", "nats", "s"].includes(c.unit) ? " " + c.unit : ""));
+  const form = (c, v) => (c.state === "exact" && isFlag(c) ? (v ? "yes" : "no") : c.metric.startsWith("cosine") ? cosine(v) : amount(c, v) + (["ms", "MB", "nats", "s"].includes(c.unit) ? " " + c.unit : ""));
   reveal("claims", table("Each number, and whether the data decides it", [
     { name: "Claim", show: (c) => title(c.metric) + (c.output ? ` · ${c.output}` : "") },
     { name: "Measured", number: true, show: (c) => (present(c.value) ? form(c, c.value) : "not measured"), value: (c) => c.value },
