@@ -144,8 +144,7 @@ class EdgeportLM(TemplateLM):  # type: ignore[misc]
         return float(logs[np.arange(count), end].sum()), bool((logs.argmax(axis=1) == end).all())
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each whole text, nats: in windows of `max_length` tokens, each with all the context that
-        fits."""
+        """The log-likelihood of each whole text, nats: in windows of `max_length` tokens, with what context fits."""
         found = []
         for request in tqdm(requests, disable=disable_tqdm, desc="edgeport: whole texts"):
             (text,) = request.args

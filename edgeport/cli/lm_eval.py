@@ -10,7 +10,7 @@ import typer
 def lm_eval(context: typer.Context) -> None:
     """Run lm-evaluation-harness on a bundle. Everything is given to its own command line, with the model `edgeport`.
 
-    Versions of the harness that look for plugins know the model by themselves: `lm_eval --model edgeport` does the same.
+    Releases of the harness that look for plugins know the model themselves: `lm_eval --model edgeport` does the same.
 
     \b
     Examples:

@@ -66,10 +66,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{**row, "text": text} for row, text in zip(ROWS, ["the cat", LONG, "a hat is a hat."], strict=True)]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in TASKS.items():
-        data = (
-            f"dataset_path: json\ntest_split: test\ndataset_kwargs: {{data_files: {{test: {root / 'rows.jsonl'}}}}}\n"
-        )
-        (root / f"{name}.yaml").write_text(f"task: {name}\n{data}{text}")
+        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {root / 'rows.jsonl'}}}}}\n"
+        (root / f"{name}.yaml").write_text(f"task: {name}\ntest_split: test\n{data}{text}")
     return root
 
 
