@@ -78,13 +78,15 @@ class Remembered:
         found = []
         for end in ends:
             packed = self._ask("_packed", list(prefix), list(end))
-            found.append(Prediction(packed[0], packed[1].astype(np.int64), int(packed[2, 0])))
+            likeliest, vocabulary = packed[1].astype(np.int64), int(packed[2, 0])
+            found.append(Prediction(packed[0], likeliest, vocabulary, float(packed[3, 0])))
         return found
 
     def _packed(self, prefix: list[int], end: list[int]) -> np.ndarray:
-        """A prediction as one array, float64 (3, n), which holds token ids exactly."""
+        """A prediction as one array, float64 (4, n), which holds token ids exactly."""
         (each,) = self.subject.predictions(prefix, [end])
-        return np.stack([each.logs, each.likeliest.astype(np.float64), np.full(len(end), float(each.vocabulary))])
+        same = (np.full(len(end), float(value)) for value in (each.vocabulary, each.certainty))
+        return np.stack([each.logs, each.likeliest.astype(np.float64), *same])
 
     def _ask(self, method: str, *arguments: Any) -> np.ndarray:
         key = hash_value([method, *map(_content, arguments)])

@@ -112,11 +112,13 @@ class Prediction:
         logs: log-probability of each token, nats, float64 (n,).
         likeliest: the token that it thinks likeliest in each place, int64 (n,).
         vocabulary: tokens that it chooses from.
+        certainty: the probability of the likeliest token in the first place.
     """
 
     logs: np.ndarray
     likeliest: np.ndarray
     vocabulary: int
+    certainty: float
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,8 @@ class Subject:
         found = []
         for end, logits in zip(ends, self.continuations(prefix, ends), strict=True):
             logs = log_softmax(logits.astype(np.float64), axis=1)
-            found.append(Prediction(logs[np.arange(len(end)), end], logits.argmax(axis=1), logits.shape[1]))
+            wanted, certainty = logs[np.arange(len(end)), end], float(np.exp(logs[0].max()))
+            found.append(Prediction(wanted, logits.argmax(axis=1), logits.shape[1], certainty))
         return found
 
     def continuations(self, prefix: Sequence[int], ends: Sequence[Sequence[int]]) -> list[np.ndarray]:
