@@ -83,6 +83,26 @@ def lowering_settings(request: ExportRequest) -> LoweringSettings:
     )
 
 
+def model_key(model: Model, state: str | None = None) -> str:
+    """Hash of a loaded model: its files, weights and interface.
+
+    Args:
+        state: `state_digest` of its module, where it is already known.
+    """
+    from edgeport.model.digest import state_digest
+
+    return hash_value(
+        {
+            "files": dict(model.source.files),
+            "state": state or state_digest(model.module),
+            "architecture": type(model.module).__qualname__,
+            "task": model.task,
+            "inputs": [asdict(spec) for spec in model.inputs],
+            "outputs": [spec.name for spec in model.outputs],
+        }
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """A request with everything decided and nothing long done: the model is loaded, each weight has its format.
@@ -131,18 +151,7 @@ class Job:
         return state_digest(self.model.module)
 
     def _model_key(self, model: Model) -> str:
-        from edgeport.model.digest import state_digest
-
-        return hash_value(
-            {
-                "files": dict(model.source.files),
-                "state": self.state if model is not self.whole else state_digest(model.module),
-                "architecture": type(model.module).__qualname__,
-                "task": model.task,
-                "inputs": [asdict(spec) for spec in model.inputs],
-                "outputs": [spec.name for spec in model.outputs],
-            }
-        )
+        return model_key(model, None if model is self.whole else self.state)
 
     @cached_property
     def sample_count(self) -> int:

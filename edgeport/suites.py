@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeport.errors import BadInputError
-from edgeport.job import Job
+from edgeport.job import Job, model_key
 from edgeport.progress import Progress
 from edgeport.storage import canonical_json, hash_file, hash_value, read_json
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeport.export.artifact import Artifact
     from edgeport.model.types import Model
     from edgeport.validate.evidence import TaskScore
+    from edgeport.validate.suites.subject import Subject
 
 
 def wanted(asked: Sequence[str], budgets: Budgets) -> tuple[str, ...]:
@@ -60,10 +61,8 @@ def ask(job: Job, artifact: Artifact, calibration: str | None, progress: Progres
     """
     from edgeport.stages import run_stage, stage_key
     from edgeport.validate.evidence import TaskScore
-    from edgeport.validate.suites.definition import load_suite
-    from edgeport.validate.suites.evaluate import calibrated_on, evaluate, trained_on
-    from edgeport.validate.suites.rows import suite_files
-    from edgeport.validate.suites.subject import Subject, of_artifact, of_model
+    from edgeport.validate.suites.evaluate import calibrated_on, trained_on
+    from edgeport.validate.suites.subject import of_artifact, of_model
 
     names = wanted(job.request.suites, job.request.recipe.gate)
     if not names or job.request.target.execution.here == "none":
@@ -78,32 +77,73 @@ def ask(job: Job, artifact: Artifact, calibration: str | None, progress: Progres
 
     found = []
     for name in names:
-        suite, folder = load_suite(name)
-        progress.stage("validate", f"suite {suite.name}: {suite.title}")
-        files = suite_files(suite, folder, progress.message)
         inputs = {
-            "suite": suite.model_dump(mode="json"),
-            "data": [hash_file(path) for path in files if path.is_file()],
-            "original": job.uncached_key,
+            **_inputs(name, job.uncached_key, quick=job.request.quick, progress=progress),
             "artifact": job.lower_key,
-            "quick": job.request.quick,
             "calibration": hash_value(sorted(known)),
         }
 
         def make(out: Path, name: str = name) -> None:
-            score = evaluate(
-                name,
-                *subjects(),
-                quick=job.request.quick,
-                calibration=known,
-                watch=progress.update,
-                progress=progress.message,
-            )
+            score = _score(name, *subjects(), job.uncached_key, job.request.quick, known, progress)
             (out / "score.json").write_text(canonical_json(score.model_dump(mode="json")))
 
         stored = run_stage("suite", stage_key("suite", inputs), make, report=progress.message)
         found.append(TaskScore(**read_json(stored / "score.json")))
     return tuple(found)
+
+
+def _inputs(name: str, original: str, *, quick: bool, progress: Progress) -> dict[str, Any]:
+    """What decides what the original answers to a suite, with its files fetched.
+
+    Args:
+        original: `edgeport.job.model_key` of the original.
+    """
+    from edgeport.validate.suites.definition import load_suite
+    from edgeport.validate.suites.rows import suite_files
+
+    suite, folder = load_suite(name)
+    progress.stage("validate", f"suite {suite.name}: {suite.title}")
+    files = suite_files(suite, folder, progress.message)
+    return {
+        "suite": suite.model_dump(mode="json"),
+        "data": [hash_file(path) for path in files if path.is_file()],
+        "original": original,
+        "quick": quick,
+    }
+
+
+def _score(
+    name: str,
+    original: Subject,
+    shipped: Subject,
+    key: str,
+    quick: bool,
+    calibration: frozenset[str],
+    progress: Progress,
+) -> TaskScore:
+    """One suite. The original's answers are a stage of their own, so that it is asked once, whatever is made of it.
+
+    Args:
+        key: `edgeport.job.model_key` of the original.
+    """
+    from edgeport.stages import run_stage, stage_key
+    from edgeport.validate.suites.definition import load_suite
+    from edgeport.validate.suites.evaluate import evaluate, most_tokens, remember
+    from edgeport.validate.suites.remembered import ANSWERS, Asker, Remembered, read_answers, write_answers
+
+    suite, _ = load_suite(name)
+    how = partial(evaluate, quick=quick, calibration=calibration, watch=progress.update, progress=progress.message)
+    asked: Asker = original
+    if suite.kind != "custom":  # whose function is given whole outputs, too large to be kept
+        most = most_tokens(suite, original, shipped)
+        inputs = {**_inputs(name, key, quick=quick, progress=progress), "most_tokens": most}
+
+        def make(out: Path) -> None:
+            write_answers(remember(original, most, partial(how, name)), out / ANSWERS)
+
+        stored = run_stage("suite-original", stage_key("suite-original", inputs), make, report=progress.message)
+        asked = Remembered(original, most, read_answers(stored / ANSWERS))
+    return how(name, asked, shipped)
 
 
 def ask_bundle(
@@ -168,7 +208,7 @@ def score_suites(
     Raises:
         BadInputError: a suite is wrong, can't be read, or can't be asked of this model.
     """
-    from edgeport.validate.suites.evaluate import calibrated_on, evaluate, trained_on
+    from edgeport.validate.suites.evaluate import calibrated_on, trained_on
     from edgeport.validate.suites.subject import of_artifact, of_model
 
     manifest = bundle.manifest
@@ -178,18 +218,5 @@ def score_suites(
     after = of_artifact(bundle.artifact, traits, lengths=manifest.settings.enumerated)
     known = calibrated_on(None if manifest.calibration is None else manifest.calibration.name)
     known |= trained_on(manifest.recipe, manifest.modality)
-    found = []
-    for name in names:
-        progress.stage("validate", f"suite {name}")
-        found.append(
-            evaluate(
-                name,
-                before,
-                after,
-                quick=quick,
-                calibration=known,
-                watch=progress.update,
-                progress=progress.message,
-            )
-        )
-    return tuple(found)
+    key = model_key(model)
+    return tuple(_score(name, before, after, key, quick, known, progress) for name in names)

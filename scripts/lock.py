@@ -1,4 +1,4 @@
-"""Write scripts/requirements.lock: the exact versions, here and now, of all that edgeport[all,dev] needs.
+"""Write scripts/requirements.lock: the exact versions, here and now, of all that edgeport[all,lm-eval,dev] needs.
 
 Run it in an environment in which the tests pass: `python scripts/lock.py`.
 """
@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = ("executorch", "coreml", "dev")
+GROUPS = ("executorch", "coreml", "lm-eval", "dev")
 HEADER = """\
-# Exact versions of everything that edgeport[all,dev] needs: written by scripts/lock.py, used by scripts/setup.
+# Exact versions of everything that edgeport[all,lm-eval,dev] needs: written by scripts/lock.py, used by scripts/setup.
 # torch is asked for without a local version, so that a CPU build is taken where your pip configuration offers one.
 """
 

@@ -17,6 +17,7 @@ from edgeport.cli import (
     export,
     gate,
     inspect,
+    lm_eval,
     parity,
     recipes,
     report,
@@ -78,6 +79,11 @@ app.command("inspect", short_help="Show what a bundle holds and where it came fr
 app.add_typer(targets.app, name="targets", short_help="Where a model can be sent.")
 app.add_typer(recipes.app, name="recipes", short_help="What can be done to a model.")
 app.command("suites", short_help="What a model can be asked, original and file alike.")(suites.suites)
+app.command(
+    "lm-eval",
+    short_help="Run lm-evaluation-harness on a bundle.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)(lm_eval.lm_eval)
 app.add_typer(zoo.app, name="zoo", short_help="Real models to try it with.")
 app.command("doctor", short_help="Check this installation.")(doctor.doctor)
 

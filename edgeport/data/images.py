@@ -58,7 +58,7 @@ def preprocess_image(image: Image, how: ImagePreprocessing) -> np.ndarray:
 
 
 def open_image(path: Path) -> Image:
-    """An RGB picture.
+    """An RGB picture; what is transparent is white.
 
     Raises:
         BadInputError: the file is no picture.
@@ -68,7 +68,11 @@ def open_image(path: Path) -> Image:
 
     try:
         with Pillow.open(path) as image:
-            return image.convert("RGB")
+            if not image.has_transparency_data:
+                return image.convert("RGB")
+            white = Pillow.new("RGBA", image.size, "white")
+            white.alpha_composite(image.convert("RGBA"))
+            return white.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise BadInputError(f"The picture can't be read: {error}.", where=path.name) from error
 

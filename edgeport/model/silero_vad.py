@@ -68,7 +68,7 @@ def load_silero_vad(path: Path, *, name: str, reference: str, hashes: Mapping[st
         BadInputError: the file is damaged or another checkpoint.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper
 
     module = SileroVad()

@@ -72,12 +72,8 @@ class TorchEncodedTokens:
         self.module: Any = model.module
         self._spec = source
         self._ids: list[int] = []
+        self.length = 0
         self._states: Any = None
-
-    @property
-    def length(self) -> int:
-        """Tokens fed."""
-        return len(self._ids)
 
     def encode(self, source: np.ndarray) -> None:
         """Run the encoder on its input, and forget all tokens. See `EncodedTokens.encode`."""
@@ -88,6 +84,7 @@ class TorchEncodedTokens:
     def rewind(self, length: int = 0) -> None:
         """Forget all tokens but the first `length`."""
         del self._ids[length:]
+        self.length = len(self._ids)
 
     def feed(self, ids: np.ndarray) -> np.ndarray:
         """Append tokens, int64 (S,); the scores of the next one, float32 (V,). See `Tokens.feed`."""
@@ -95,6 +92,7 @@ class TorchEncodedTokens:
             raise BadInputError("Nothing was encoded yet that the tokens could be for.", where=self.source)
         check_tokens(self, ids, self.module.config.vocab_size)
         self._ids += ids.tolist()
+        self.length = len(self._ids)
         with torch.inference_mode():
             result = self.module(
                 encoder_outputs=self._states, decoder_input_ids=torch.tensor([self._ids]), use_cache=False

@@ -47,7 +47,7 @@ def test_the_lock_satisfies_every_requirement() -> None:
 def test_the_lock_has_every_dependency_of_its_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = project["optional-dependencies"]
-    lines = [*project["dependencies"], *groups["executorch"], *groups["coreml"], *groups["dev"]]
+    lines = [*project["dependencies"], *groups["executorch"], *groups["coreml"], *groups["lm-eval"], *groups["dev"]]
     closure = _script("lock").closure([Requirement(line) for line in lines])
     assert set(closure) == set(_pins())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeport.errors import BadInputError
 from edgeport.packages import Progress
@@ -12,9 +13,13 @@ from edgeport.recipe import Recipe
 from edgeport.validate.evidence import TaskScore
 from edgeport.validate.suites.definition import NEEDS, Suite, load_suite, suite_names
 from edgeport.validate.suites.kinds import Asked, Scores, Watch
+from edgeport.validate.suites.remembered import Asker, Remembered
 from edgeport.validate.suites.rows import load_rows
 from edgeport.validate.suites.subject import Subject, Traits
 from edgeport.validate.tasks import score_task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def fits(suite: Suite, traits: Traits) -> bool:
@@ -42,10 +47,27 @@ def fitting_suites(traits: Traits) -> list[str]:
     return [name for name in suite_names() if fits(load_suite(name)[0], traits)]
 
 
+def most_tokens(suite: Suite, original: Asker, artifact: Asker) -> int:
+    """The most tokens of a text that both models take."""
+    return min(subject.most_tokens(suite.most_tokens) for subject in (original, artifact))
+
+
+def remember(original: Subject, most: int, ask: Callable[[Asker, Asker], object]) -> dict[str, np.ndarray]:
+    """What the original answers to a suite.
+
+    Args:
+        most: `most_tokens` of the two models.
+        ask: runs the suite on two models.
+    """
+    asked = Remembered(original, most, {})
+    ask(asked, asked)
+    return asked.answers
+
+
 def evaluate(
     reference: str,
-    original: Subject,
-    artifact: Subject,
+    original: Asker,
+    artifact: Asker,
     *,
     quick: bool = False,
     calibration: Collection[str] = (),

@@ -14,7 +14,8 @@ from edgeport.packages import Progress, fetch_package
 from edgeport.storage import hash_file
 from edgeport.validate.evidence import DataRecord
 from edgeport.validate.suites.definition import COLUMNS, Suite
-from edgeport.validate.suites.readers import Row, read_files
+from edgeport.validate.suites.made import Row
+from edgeport.validate.suites.readers import read_files
 
 SEED = 0
 

@@ -105,6 +105,23 @@ class Traits:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """How a model predicts the tokens of a text's end.
+
+    Attributes:
+        logs: log-probability of each token, nats, float64 (n,).
+        likeliest: the token that it thinks likeliest in each place, int64 (n,).
+        vocabulary: tokens that it chooses from.
+        certainty: the probability of the likeliest token in the first place.
+    """
+
+    logs: np.ndarray
+    likeliest: np.ndarray
+    vocabulary: int
+    certainty: float
+
+
+@dataclass(frozen=True)
 class Subject:
     """One of the two models.
 
@@ -150,6 +167,11 @@ class Subject:
         """The text's vector, float32 (H,), of length 1."""
         vector: np.ndarray = self.run_text(text, most)[SENTENCE_EMBEDDING][0]
         return vector
+
+    def class_scores(self, text: str, most: int) -> np.ndarray:
+        """Scores of a text's classes, float32 (C,)."""
+        scores: np.ndarray = self.run_text(text, most)["logits"][0]
+        return scores
 
     def picture_scores(self, path: Path) -> np.ndarray:
         """Scores of the classes, float32 (C,).
@@ -231,6 +253,21 @@ class Subject:
         )
         text: str = self.tokenizer(most).decode(list(new), skip_special_tokens=True)
         return text
+
+    def predictions(self, prefix: Sequence[int], ends: Sequence[Sequence[int]]) -> list[Prediction]:
+        """How each token of each end is predicted, after the same prefix.
+
+        Args:
+            prefix: token ids, one at least; ends: one id at least each.
+        """
+        from scipy.special import log_softmax  # type: ignore[import-untyped]
+
+        found = []
+        for end, logits in zip(ends, self.continuations(prefix, ends), strict=True):
+            logs = log_softmax(logits.astype(np.float64), axis=1)
+            wanted, certainty = logs[np.arange(len(end)), end], float(np.exp(logs[0].max()))
+            found.append(Prediction(wanted, logits.argmax(axis=1), logits.shape[1], certainty))
+        return found
 
     def continuations(self, prefix: Sequence[int], ends: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The scores from which each token of each end is predicted, after the same prefix.

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeport.validate.suites.definition import Suite
+    from edgeport.validate.suites.remembered import Asker
     from edgeport.validate.suites.rows import Rows
-    from edgeport.validate.suites.subject import Subject
 
 Watch = Callable[[int, int], None]
 """Told (rows done, rows in all)."""
@@ -42,12 +42,12 @@ class Asked:
 
     suite: Suite
     rows: Rows
-    original: Subject
-    artifact: Subject
+    original: Asker
+    artifact: Asker
     watch: Watch
 
     @property
-    def both(self) -> tuple[Subject, Subject]:
+    def both(self) -> tuple[Asker, Asker]:
         """The original, then the artifact."""
         return self.original, self.artifact
 

@@ -9,9 +9,6 @@ from edgeport.validate.suites.kinds import Asked, Scores
 
 def score(asked: Asked) -> Scores:
     """One score a text: its mean loss over all tokens but the first, weighted by their number."""
-    import numpy as np
-    from scipy.special import logsumexp  # type: ignore[import-untyped]
-
     most = asked.most_tokens
     losses: tuple[list[float], list[float]] = ([], [])
     weights = []
@@ -24,10 +21,9 @@ def score(asked: Asked) -> Scores:
         weights.append(float(len(ids) - 1))
         kept.append(done)
         for found, subject in zip(losses, asked.both, strict=True):
-            logits = subject.continuations(ids[:1], [ids[1:]])[0].astype(np.float64)
-            vocabulary = logits.shape[1]
-            wanted = logits[np.arange(len(ids) - 1), ids[1:]]
-            found.append(float((logsumexp(logits, axis=1) - wanted).mean()))
+            predicted = subject.predictions(ids[:1], [ids[1:]])[0]
+            vocabulary = predicted.vocabulary
+            found.append(float(-predicted.logs.mean()))
         asked.watch(done + 1, len(asked.rows.evaluation))
     chance = math.log(vocabulary) if vocabulary else None
     return Scores("loss", "nats", *losses, higher_is_better=False, chance=chance, weights=weights, rows=kept)

@@ -13,7 +13,6 @@ def score(asked: Asked) -> Scores:
         BadInputError: an answer is none of its row's choices.
     """
     import numpy as np
-    from scipy.special import log_softmax  # type: ignore[import-untyped]
 
     rows = asked.rows.evaluation
     check_answers(asked.suite, rows)
@@ -28,10 +27,10 @@ def score(asked: Asked) -> Scores:
         prefix = tokenizer.encode(row["prompt"]).ids[-(most - max(map(len, ends))) :]
         tokenizer.enable_truncation(most)
         for index, subject in enumerate(asked.both):
-            likelihoods = []
-            for text, end, logits in zip(row["choices"], ends, subject.continuations(prefix, ends), strict=True):
-                logs = log_softmax(logits.astype(np.float64), axis=1)
-                likelihoods.append(float(logs[np.arange(len(end)), end].sum()) / len(text))
+            predicted = subject.predictions(prefix, ends)
+            likelihoods = [
+                float(each.logs.sum()) / len(text) for text, each in zip(row["choices"], predicted, strict=True)
+            ]
             answer = int(np.argmax(likelihoods)) if np.isfinite(likelihoods).all() else -1
             scores[index].append(right(answer, row["answer"]))
             answers[index].append(answer)

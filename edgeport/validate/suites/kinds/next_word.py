@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeport.validate.suites.kinds import Asked, Scores, certainty
+from edgeport.validate.suites.kinds import Asked, Scores
 
 
 def score(asked: Asked) -> Scores:
@@ -24,12 +24,12 @@ def score(asked: Asked) -> Scores:
             continue
         kept.append(done)
         for index, subject in enumerate(asked.both):
-            logits = subject.continuations(prefix, [end])[0]
-            found = logits.argmax(axis=1).tolist()
+            (predicted,) = subject.predictions(prefix, [end])
+            found = predicted.likeliest.tolist()
             scores[index].append(float(found == end))
             words[index].append(tokenizer.decode(found).strip())
             if index == 0:
-                confidence.append(certainty(logits[0]))
+                confidence.append(predicted.certainty)
         asked.watch(done + 1, len(asked.rows.evaluation))
     return Scores(
         "accuracy",

@@ -16,7 +16,7 @@ def score(asked: Asked) -> Scores:
     rows, most = asked.rows.evaluation, asked.most_tokens
     scores: tuple[list[float], list[float]] = ([], [])
     weights: list[float] = []
-    answers: list[str] = []
+    answers: tuple[list[str], list[str]] = ([], [])
     for done, row in enumerate(rows):
         wanted = words(row["text"])
         if not wanted:
@@ -26,9 +26,16 @@ def score(asked: Asked) -> Scores:
         for index, subject in enumerate(asked.both):
             text = subject.transcribe(samples, most)
             scores[index].append(edits(words(text), wanted) / len(wanted))
-            if index == 0:
-                answers.append(text)
+            answers[index].append(text)
         asked.watch(done + 1, len(rows))
     return Scores(
-        "word_error_rate", "share", *scores, higher_is_better=False, chance=1.0, weights=weights, answers=answers
+        "word_error_rate",
+        "share",
+        *scores,
+        higher_is_better=False,
+        chance=1.0,
+        weights=weights,
+        answers=answers[0],
+        artifact_answers=answers[1],
+        rows=range(len(rows)),
     )

@@ -13,9 +13,7 @@ from edgeport.errors import BadInputError
 from edgeport.validate.suites.kinds import Asked, Scores, certainty, right
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from edgeport.validate.suites.subject import Subject
+    from edgeport.validate.suites.remembered import Asker
 
 STRENGTH = 10.0
 """Inverse of the regularization, as embeddings have length 1."""
@@ -54,7 +52,7 @@ def score(asked: Asked) -> Scores:
     )
 
 
-Answer = Callable[["Subject", str], tuple[str | None, float]]
+Answer = Callable[["Asker", str], tuple[str | None, float]]
 """A class, None without a usable one, and its probability."""
 
 
@@ -64,12 +62,9 @@ def _own_classes(asked: Asked, labels: list[str]) -> Answer:
 
     most = asked.most_tokens
 
-    def scores_of(subject: Subject, text: str) -> np.ndarray:
-        scores: np.ndarray = subject.run_text(text, most)["logits"][0]
-        return scores
-
     names = asked.original.traits.labels
-    indices = tuple(str(index) for index in range(len(scores_of(asked.original, asked.rows.evaluation[0]["text"]))))
+    count = len(asked.original.class_scores(asked.rows.evaluation[0]["text"], most))
+    indices = tuple(str(index) for index in range(count))
     known = names if set(labels) <= set(names) else indices
     for label in labels:
         if label not in known:
@@ -77,8 +72,8 @@ def _own_classes(asked: Asked, labels: list[str]) -> Answer:
                 f"The model has no class {label!r}.", where=f"suite {asked.suite.name}", allowed=[*names, *indices]
             )
 
-    def answer(subject: Subject, text: str) -> tuple[str | None, float]:
-        scores = scores_of(subject, text)
+    def answer(subject: Asker, text: str) -> tuple[str | None, float]:
+        scores = subject.class_scores(text, most)
         return known[int(scores.argmax())] if bool(np.isfinite(scores).all()) else None, certainty(scores)
 
     return answer
@@ -101,7 +96,7 @@ def _fitted(asked: Asked) -> Answer:
     fitted = LogisticRegression(C=STRENGTH, max_iter=1000)
     fitted.fit(np.stack([asked.original.embed(row["text"], most) for row in training]), labels)
 
-    def answer(subject: Subject, text: str) -> tuple[str | None, float]:
+    def answer(subject: Asker, text: str) -> tuple[str | None, float]:
         vector = subject.embed(text, most)
         if not bool(np.isfinite(vector).all()):
             return None, float("nan")

@@ -16,16 +16,23 @@ def score(asked: Asked) -> Scores:
     """
     rows = asked.rows.evaluation
     scores: tuple[list[float], list[float]] = ([], [])
-    answers: list[str] = []
+    answers: tuple[list[str], list[str]] = ([], [])
     for done, row in enumerate(rows):
         picture = row["path"].image() if isinstance(row["path"], Rendered) else open_image(row["path"])
         for index, subject in enumerate(asked.both):
             text = subject.characters(picture)
             scores[index].append(edits(text, row["text"]) / len(row["text"]))
-            if index == 0:
-                answers.append(text)
+            answers[index].append(text)
         asked.watch(done + 1, len(rows))
     weights = [float(len(row["text"])) for row in rows]
     return Scores(
-        "character_error_rate", "share", *scores, higher_is_better=False, chance=1.0, weights=weights, answers=answers
+        "character_error_rate",
+        "share",
+        *scores,
+        higher_is_better=False,
+        chance=1.0,
+        weights=weights,
+        answers=answers[0],
+        artifact_answers=answers[1],
+        rows=range(len(rows)),
     )

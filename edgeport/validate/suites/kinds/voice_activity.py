@@ -48,7 +48,7 @@ def score(asked: Asked) -> Scores:
         values = np.concatenate(each).astype(np.float64)
         left = np.array([area(values[kept], truth[kept]) for kept in without])
         scores.append(pseudo_values(area(values, truth), left))
-    return Scores("roc_auc", "share", scores[0].tolist(), scores[1].tolist(), chance=0.5)
+    return Scores("roc_auc", "share", scores[0].tolist(), scores[1].tolist(), chance=0.5, rows=range(len(rows)))
 
 
 def frames_within(intervals: list[tuple[float, float]], count: int) -> np.ndarray:
