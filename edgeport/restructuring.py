@@ -65,6 +65,9 @@ class PruneChannels(Strict):
     keep: float = Field(gt=0, lt=1, description="share of the channels that stays")
     multiple: int = Field(default=8, ge=1, description="channel counts are rounded to a multiple of this")
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of layers whose outputs stay whole")
+    repair: bool = Field(
+        default=True, description="solve the weights that are left again, for the least change of what each layer gives"
+    )
 
 
 class LowRank(Strict):

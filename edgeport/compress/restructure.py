@@ -23,6 +23,7 @@ from edgeport.compress.prune.cut import Cut, cut_depth, cut_width
 from edgeport.compress.prune.depth import check_depth, choose_layers
 from edgeport.compress.prune.families import sizes_of
 from edgeport.compress.prune.narrow import OUT, choose_channels, cut_channels
+from edgeport.compress.prune.repair import repair_channels
 from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
 from edgeport.distilling import Distill
@@ -184,7 +185,8 @@ def _run(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model, Cut, t
             for name, loss in lost.items()
         )
         cut = Cut(step.method, kept)
-        return apply_cut(model, cut), cut, parts
+        made = apply_cut(model, cut)
+        return repair_channels(made, model, kept, inputs) if step.repair else made, cut, parts
     return _run_values(model, step, inputs)
 
 

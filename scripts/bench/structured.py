@@ -54,10 +54,12 @@ from edgeport.validate.suites.subject import Subject, of_artifact, of_model
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- structured -->"
 SAMPLES = 48
-QUERIES, SECONDS = 64, 20.0
-TEXTS, TOKENS = 24, 96
+LANGUAGE_SAMPLES = 8
+"""Inputs whose outputs are compared; of language models few, as the passages are compared anyway."""
+QUERIES, SECONDS = 48, 20.0
+TEXTS, TOKENS = 24, 64
 """Passages, and tokens of each, that language models are asked."""
-KEPT = ("prune_depth", "prune_width", "lowrank")
+KEPT = ("prune_depth", "prune_width", "lowrank", "distill")
 """Steps after which `edgeport compress` can write a folder."""
 
 
@@ -70,6 +72,8 @@ def recipe_file(row: Row, folder: Path) -> Path:
     """The row's recipe as a file. Its gate lets everything pass: the table is what judges."""
 
     def value(item: Any) -> str:
+        if isinstance(item, Mapping):
+            return "{ " + ", ".join(f"{key} = {value(each)}" for key, each in item.items()) + " }"
         return json.dumps(item)
 
     lines = ["schema_version = 1", f"name = {value(slug(row.name))}", f"summary = {value(row.name)}"]
@@ -117,7 +121,8 @@ def make_bundle(row: Row, target: str, folder: Path) -> Bundle:
     recipe: tuple[str | Path, ...] = ("-r", recipe_file(replace(row, steps=()) if done else row, folder))
     if (Path(source) / "edgeport.json").is_file():
         recipe = ()
-    options = ("-t", target, "-o", out, "--samples", str(SAMPLES), "--quick", "--force")
+    samples = LANGUAGE_SAMPLES if "language" in SUITES[row.model] else SAMPLES
+    options = ("-t", target, "-o", out, "--samples", str(samples), "--quick", "--force")
     edgeport(folder / f"{target}.log", "export", source, *recipe, *options)
     return read_bundle(out)
 
