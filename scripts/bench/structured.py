@@ -56,6 +56,8 @@ MARK = "<!-- structured -->"
 SAMPLES = 48
 LANGUAGE_SAMPLES = 8
 """Inputs whose outputs are compared; of language models few, as the passages are compared anyway."""
+LANGUAGE_CALIBRATION = 16
+"""Inputs that a language model's parts are chosen from: each removed layer asks for all of them again."""
 QUERIES, SECONDS = 48, 20.0
 TEXTS, TOKENS = 24, 64
 """Passages, and tokens of each, that language models are asked."""
@@ -79,6 +81,8 @@ def recipe_file(row: Row, folder: Path) -> Path:
     lines = ["schema_version = 1", f"name = {value(slug(row.name))}", f"summary = {value(row.name)}"]
     for step in row.steps:
         lines += ["", "[[compress]]", *(f"{key} = {value(item)}" for key, item in step.items())]
+    if "language" in SUITES[row.model] and any(step["method"] in KEPT for step in row.steps):
+        lines += ["", "[calibration]", f"samples = {LANGUAGE_CALIBRATION}"]
     lines += ["", "[gate]", "size_ratio_max = 2"]
     path = folder / "recipe.toml"
     write_text(path, "\n".join(lines) + "\n")
