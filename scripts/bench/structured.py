@@ -81,7 +81,7 @@ def recipe_file(row: Row, folder: Path) -> Path:
     lines = ["schema_version = 1", f"name = {value(slug(row.name))}", f"summary = {value(row.name)}"]
     for step in row.steps:
         lines += ["", "[[compress]]", *(f"{key} = {value(item)}" for key, item in step.items())]
-    if "language" in SUITES[row.model] and any(step["method"] in KEPT for step in row.steps):
+    if "language" in SUITES[row.model] and any(step["method"] in KEPT[:-1] for step in row.steps):
         lines += ["", "[calibration]", f"samples = {LANGUAGE_CALIBRATION}"]
     lines += ["", "[gate]", "size_ratio_max = 2"]
     path = folder / "recipe.toml"
@@ -109,13 +109,27 @@ def source_of(row: Row, folder: Path) -> tuple[str, bool]:
     """
     if row.source == PUBLISHED_L3:
         return str(published_folder()), True
+    start = f"zoo:{row.model}" if row.source is None else str(plain_folder(row, folder))
     if not any(step["method"] in KEPT for step in row.steps):
-        return f"zoo:{row.model}", False
+        return start, False
     place = folder / "compressed"
     if not (place / "edgeport.json").is_file():
         recipe = recipe_file(row, folder)
-        edgeport(folder / "compress.log", "compress", f"zoo:{row.model}", "-r", recipe, "-o", place, "--force")
+        edgeport(folder / "compress.log", "compress", start, "-r", recipe, "-o", place, "--force")
     return str(place), True
+
+
+def plain_folder(row: Row, folder: Path) -> Path:
+    """What another row's steps left, as transformers loads it: without the record of where it came from."""
+    made = folder.parent / slug(f"{row.model} {row.source}") / "compressed"
+    if not (made / "model.safetensors").is_file():
+        raise SystemExit(f"{row.label} goes on from the row {row.source!r}, which is to be made first")
+    plain = folder / "start"
+    plain.mkdir(exist_ok=True)
+    for path in made.iterdir():
+        if path.is_file() and path.name != "edgeport.json" and not (plain / path.name).exists():
+            os.link(path, plain / path.name)
+    return plain
 
 
 def make_bundle(row: Row, target: str, folder: Path) -> Bundle:
@@ -166,7 +180,8 @@ def cell_of(row: Row, target: str, folder: Path, original: Bundle | None) -> dic
         "bytes": evidence.size.bytes,
         "predicted_bytes": evidence.size.predicted_bytes,
         "likeness": likeness,
-        "parity": parity,
+        # Another checkpoint is compared with itself there.
+        "parity": parity if row.source is None else None,
         "time_ratio": None if ratio is None else ratio.model_dump(),
         "decode": rates[0].decode_tokens_per_s if rates else None,
         "products": None if evidence.products is None else evidence.products.model_dump(mode="json"),
@@ -304,7 +319,7 @@ def main() -> None:
         missing = [target for target in targets if target not in known.get("cells", {})]
         if arguments.list:
             print(row.label + (f" (not made: {', '.join(missing)})" if missing else ""))
-        elif missing:
+        elif missing or known.get("tasks") is None:
             made = make_row(row, arguments.out, known, missing, quick=arguments.quick)
             write_text(path, json.dumps(made, indent=1) + "\n")
             print(f"{row.label}: {made['seconds']:.0f} s", file=sys.stderr, flush=True)
