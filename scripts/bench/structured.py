@@ -110,7 +110,8 @@ def source_of(row: Row, folder: Path) -> tuple[str, bool]:
     if row.source == PUBLISHED_L3:
         return str(published_folder()), True
     start = f"zoo:{row.model}" if row.source is None else str(plain_folder(row, folder))
-    if not any(step["method"] in KEPT for step in row.steps):
+    methods = {step["method"] for step in row.steps}
+    if "prune_channels" in methods or not methods & set(KEPT):
         return start, False
     place = folder / "compressed"
     if not (place / "edgeport.json").is_file():

@@ -89,6 +89,15 @@ HEAL_DECODER = {
     "freeze": ["model.embed_tokens.weight"],
     "data": {"samples": 400},
 }
+HEAL_CONV = {
+    "method": "distill",
+    "features": 0.5,
+    "steps": 60,
+    "batch": 5,
+    "learning_rate": 1e-4,
+    "checks": 3,
+    "data": {"samples": 64},
+}
 """Short trainings on one core of a busy machine: 25 minutes at most each."""
 
 ROWS = (
@@ -111,5 +120,6 @@ ROWS = (
     Row("mobilenetv2", ORIGINAL, targets=ALL),
     Row("mobilenetv2", "inner channels 75%, cut only", ({**CHANNELS, "repair": False},)),
     Row("mobilenetv2", "inner channels 75%, solved again", (CHANNELS,), targets=ALL),
+    Row("mobilenetv2", "inner channels 75%, solved again, healed", (CHANNELS, HEAL_CONV)),
     Row("mobilenetv2", "original, int8", (CONV_INT8,)),
 )

@@ -69,7 +69,9 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
             line += [
                 f"{cells[target]['decode']:.1f}" if cells.get(target, {}).get("decode") else "–" for target in timed
             ]
-        line += [interval(cells[target]["parity"]) if target in cells else "–" for target in targets]
+        # Another checkpoint was compared with itself.
+        own = row.source is None
+        line += [interval(cells[target]["parity"]) if own and target in cells else "–" for target in targets]
         line += [score(suite, record["tasks"][suite]) if suite in (record["tasks"] or ()) else "–" for suite in suites]
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
