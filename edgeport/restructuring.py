@@ -32,8 +32,15 @@ class PruneDepth(Strict):
     """`method = "prune_depth"` (ShortGPT): remove the layers that change the hidden states least. Needs data."""
 
     method: Literal["prune_depth"]
-    layers: int = Field(ge=1, description="layers that stay")
+    layers: int | None = Field(default=None, ge=1, description="layers that stay; or `keep`")
+    keep: float | None = Field(default=None, gt=0, lt=1, description="share of the layers that stays, rounded")
     iterative: bool = Field(default=True, description="measure again after each removal, instead of once")
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> PruneDepth:
+        if (self.layers is None) == (self.keep is None):
+            raise ValueError("give either layers or keep")
+        return self
 
 
 class PruneWidth(Strict):
@@ -65,6 +72,9 @@ class PruneChannels(Strict):
     keep: float = Field(gt=0, lt=1, description="share of the channels that stays")
     multiple: int = Field(default=8, ge=1, description="channel counts are rounded to a multiple of this")
     exclude: tuple[str, ...] = Field(default=(), description="glob patterns of layers whose outputs stay whole")
+    repair: bool = Field(
+        default=True, description="solve the weights that are left again, for the least change of what each layer gives"
+    )
 
 
 class LowRank(Strict):

@@ -21,9 +21,10 @@ from edgeport.compress.distill.run import TrainingRecord
 from edgeport.compress.flops import count_flops
 from edgeport.compress.lowrank.svd import choose_ranks, factorize_layers, outline_factors
 from edgeport.compress.prune.cut import Cut, cut_depth, cut_width
-from edgeport.compress.prune.depth import check_depth, choose_layers
+from edgeport.compress.prune.depth import choose_layers, layers_left
 from edgeport.compress.prune.families import sizes_of
 from edgeport.compress.prune.narrow import OUT, choose_channels, cut_channels
+from edgeport.compress.prune.repair import repair_channels
 from edgeport.compress.prune.sparse import sparse_bytes, sparse_layers, sparsify_layers
 from edgeport.compress.prune.width import choose_parts, first_parts
 from edgeport.distilling import Distill
@@ -128,8 +129,7 @@ def apply_cuts(model: Model, cuts: Sequence[Cut]) -> Model:
 def _first_cut(model: Model, step: Restructure) -> Cut | None:
     """The cut of a step as if the first parts stayed: its shapes. None where the step makes no cut."""
     if isinstance(step, PruneDepth):
-        check_depth(model, step.layers)
-        return Cut(step.method, {"layers": tuple(range(step.layers))})
+        return Cut(step.method, {"layers": tuple(range(layers_left(model, step)))})
     if isinstance(step, PruneWidth):
         return Cut(step.method, first_parts(model, step))
     if isinstance(step, PruneChannels):
@@ -158,9 +158,9 @@ def outline(model: Model, recipe: Recipe) -> Model:
 def _run(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model, Cut, tuple[PartRecord, ...]]:
     """One step, chosen from data."""
     if isinstance(step, PruneDepth):
-        check_depth(model, step.layers)
         sizes = sizes_of(model.module)
-        layers, influence = choose_layers(model, step.layers, inputs, iterative=step.iterative)
+        left = layers_left(model, step)
+        layers, influence = choose_layers(model, left, inputs, iterative=step.iterative)
         parts = tuple(
             PartRecord(sizes.block(index), "1 layer", "1 layer" if index in layers else "removed", influence[index])
             for index in range(sizes.layers)
@@ -185,7 +185,8 @@ def _run(model: Model, step: Restructure, inputs: Inputs) -> tuple[Model, Cut, t
             for name, loss in lost.items()
         )
         cut = Cut(step.method, kept)
-        return apply_cut(model, cut), cut, parts
+        made = apply_cut(model, cut)
+        return repair_channels(made, model, kept, inputs) if step.repair else made, cut, parts
     return _run_values(model, step, inputs)
 
 

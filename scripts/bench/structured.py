@@ -54,10 +54,14 @@ from edgeport.validate.suites.subject import Subject, of_artifact, of_model
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- structured -->"
 SAMPLES = 48
-QUERIES, SECONDS = 64, 20.0
-TEXTS, TOKENS = 24, 96
+LANGUAGE_SAMPLES = 8
+"""Inputs whose outputs are compared; of language models few, as the passages are compared anyway."""
+LANGUAGE_CALIBRATION = 16
+"""Inputs that a language model's parts are chosen from: each removed layer asks for all of them again."""
+QUERIES, SECONDS = 48, 20.0
+TEXTS, TOKENS = 24, 64
 """Passages, and tokens of each, that language models are asked."""
-KEPT = ("prune_depth", "prune_width", "lowrank")
+KEPT = ("prune_depth", "prune_width", "lowrank", "distill")
 """Steps after which `edgeport compress` can write a folder."""
 
 
@@ -70,11 +74,15 @@ def recipe_file(row: Row, folder: Path) -> Path:
     """The row's recipe as a file. Its gate lets everything pass: the table is what judges."""
 
     def value(item: Any) -> str:
+        if isinstance(item, Mapping):
+            return "{ " + ", ".join(f"{key} = {value(each)}" for key, each in item.items()) + " }"
         return json.dumps(item)
 
     lines = ["schema_version = 1", f"name = {value(slug(row.name))}", f"summary = {value(row.name)}"]
     for step in row.steps:
         lines += ["", "[[compress]]", *(f"{key} = {value(item)}" for key, item in step.items())]
+    if "language" in SUITES[row.model] and any(step["method"] in KEPT[:-1] for step in row.steps):
+        lines += ["", "[calibration]", f"samples = {LANGUAGE_CALIBRATION}"]
     lines += ["", "[gate]", "size_ratio_max = 2"]
     path = folder / "recipe.toml"
     write_text(path, "\n".join(lines) + "\n")
@@ -101,13 +109,28 @@ def source_of(row: Row, folder: Path) -> tuple[str, bool]:
     """
     if row.source == PUBLISHED_L3:
         return str(published_folder()), True
-    if not any(step["method"] in KEPT for step in row.steps):
-        return f"zoo:{row.model}", False
+    start = f"zoo:{row.model}" if row.source is None else str(plain_folder(row, folder))
+    methods = {step["method"] for step in row.steps}
+    if "prune_channels" in methods or not methods & set(KEPT):
+        return start, False
     place = folder / "compressed"
     if not (place / "edgeport.json").is_file():
         recipe = recipe_file(row, folder)
-        edgeport(folder / "compress.log", "compress", f"zoo:{row.model}", "-r", recipe, "-o", place, "--force")
+        edgeport(folder / "compress.log", "compress", start, "-r", recipe, "-o", place, "--force")
     return str(place), True
+
+
+def plain_folder(row: Row, folder: Path) -> Path:
+    """What another row's steps left, as transformers loads it: without the record of where it came from."""
+    made = folder.parent / slug(f"{row.model} {row.source}") / "compressed"
+    if not (made / "model.safetensors").is_file():
+        raise SystemExit(f"{row.label} goes on from the row {row.source!r}, which is to be made first")
+    plain = folder / "start"
+    plain.mkdir(exist_ok=True)
+    for path in made.iterdir():
+        if path.is_file() and path.name != "edgeport.json" and not (plain / path.name).exists():
+            os.link(path, plain / path.name)
+    return plain
 
 
 def make_bundle(row: Row, target: str, folder: Path) -> Bundle:
@@ -117,7 +140,8 @@ def make_bundle(row: Row, target: str, folder: Path) -> Bundle:
     recipe: tuple[str | Path, ...] = ("-r", recipe_file(replace(row, steps=()) if done else row, folder))
     if (Path(source) / "edgeport.json").is_file():
         recipe = ()
-    options = ("-t", target, "-o", out, "--samples", str(SAMPLES), "--quick", "--force")
+    samples = LANGUAGE_SAMPLES if "language" in SUITES[row.model] else SAMPLES
+    options = ("-t", target, "-o", out, "--samples", str(samples), "--quick", "--force")
     edgeport(folder / f"{target}.log", "export", source, *recipe, *options)
     return read_bundle(out)
 
@@ -157,7 +181,8 @@ def cell_of(row: Row, target: str, folder: Path, original: Bundle | None) -> dic
         "bytes": evidence.size.bytes,
         "predicted_bytes": evidence.size.predicted_bytes,
         "likeness": likeness,
-        "parity": parity,
+        # Another checkpoint is compared with itself there.
+        "parity": parity if row.source is None else None,
         "time_ratio": None if ratio is None else ratio.model_dump(),
         "decode": rates[0].decode_tokens_per_s if rates else None,
         "products": None if evidence.products is None else evidence.products.model_dump(mode="json"),
@@ -295,7 +320,7 @@ def main() -> None:
         missing = [target for target in targets if target not in known.get("cells", {})]
         if arguments.list:
             print(row.label + (f" (not made: {', '.join(missing)})" if missing else ""))
-        elif missing:
+        elif missing or known.get("tasks") is None:
             made = make_row(row, arguments.out, known, missing, quick=arguments.quick)
             write_text(path, json.dumps(made, indent=1) + "\n")
             print(f"{row.label}: {made['seconds']:.0f} s", file=sys.stderr, flush=True)

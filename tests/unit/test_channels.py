@@ -11,6 +11,7 @@ from torch import nn
 
 from edgeport.compress.prune.channels import bundle_scores, find_bundles
 from edgeport.compress.prune.narrow import choose_channels, cut_channels
+from edgeport.compress.prune.repair import RIDGE, repair_channels
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model, Source, TensorSpec
 from edgeport.restructuring import PruneChannels
@@ -187,3 +188,65 @@ def test_excluded_layers_and_nothing_left(residual: Model) -> None:
         choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, exclude=("nothing",)), ())
     with pytest.raises(BadInputError, match="No channel"):
         choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=64), ())
+
+
+@pytest.mark.parametrize("name", ["project", "depth.0", "classifier"])
+def test_a_solved_layer_is_the_least_squares_solution(name: str, residual: Model) -> None:
+    kept, _ = choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=2), pictures())
+    cut = cut_channels(residual, kept)
+    solved = repair_channels(cut, residual, kept, pictures())
+    layer, before = solved.module.get_submodule(name), cut.module.get_submodule(name)
+    systems, targets = [], []
+    for sample in pictures():
+        given, _ = seen(solved.module, name, sample)
+        _, wanted = seen(residual.module, name, sample)
+        wanted = wanted[:, list(kept.get(f"out.{name}", kept.get(f"through.{name}", range(wanted.shape[1]))))]
+        if isinstance(layer, nn.Linear):
+            systems.append(given)
+        else:
+            systems.append(nn.functional.unfold(given, layer.kernel_size, padding=layer.padding)[0].T)
+            wanted = wanted.flatten(2)[0].T
+        targets.append(wanted)
+    x, y = torch.cat(systems).double(), torch.cat(targets).double()
+    groups = getattr(layer, "groups", 1)
+    for group in range(groups):
+        width, rows = x.shape[1] // groups, y.shape[1] // groups
+        part = x[:, group * width : (group + 1) * width]
+        if layer.bias is not None:
+            part = torch.cat([part, torch.ones(len(part), 1)], 1)
+        own = slice(group * rows, (group + 1) * rows)
+        start, found = (
+            torch.cat([one.weight[own].flatten(1), *([] if one.bias is None else [one.bias[own, None]])], 1).double()
+            for one in (before, layer)
+        )
+        # Minimise ||y - W x||^2 + r ||W - start||^2, as one system with further rows for the second term.
+        root = (RIDGE * part.square().sum(0).mean()).sqrt()
+        if root == 0:
+            assert torch.equal(found, start), "a channel that is always 0 says nothing of its weights"
+            continue
+        stacked = torch.cat([part, root * torch.eye(part.shape[1], dtype=torch.float64)])
+        wanted_rows = torch.cat([y[:, own], root * start.T])
+        assert torch.allclose(found, torch.linalg.lstsq(stacked, wanted_rows).solution.T, atol=1e-4)
+
+
+def seen(module: nn.Module, name: str, sample: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = module.get_submodule(name).register_forward_hook(lambda _l, args, out: found.append((args[0], out)))
+    module(**sample)
+    handle.remove()
+    return found[0]
+
+
+def test_solving_again_brings_the_outputs_nearer(residual: Model) -> None:
+    kept, _ = choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=2), pictures())
+    cut = cut_channels(residual, kept)
+    solved = repair_channels(cut, residual, kept, pictures())
+
+    def distance(model: Model) -> float:
+        pairs = [(model.module(**sample), residual.module(**sample)) for sample in pictures()]
+        return sum(float((one - other).square().sum()) for one, other in pairs)
+
+    assert distance(solved) < 0.5 * distance(cut)
+    same = repair_channels(residual, residual, {}, pictures())
+    for one, other in zip(same.module.parameters(), residual.module.parameters(), strict=True):
+        assert torch.equal(one, other), "a net that lost nothing stays as it is"

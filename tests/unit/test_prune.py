@@ -378,7 +378,10 @@ def test_the_hidden_size_of_an_encoder_without_a_head_stays() -> None:
 
 
 def test_too_many_layers(tiny: Callable[[str], Model]) -> None:
-    from edgeport.compress.prune.depth import check_depth
+    from edgeport.compress.prune.depth import layers_left
 
     with pytest.raises(BadInputError, match="4 layers"):
-        check_depth(tiny("llama"), PruneDepth(method="prune_depth", layers=4).layers)
+        layers_left(tiny("llama"), PruneDepth(method="prune_depth", layers=4))
+    assert layers_left(tiny("llama"), PruneDepth(method="prune_depth", keep=0.6)) == 2
+    with pytest.raises(BadInputError, match="4 can't stay"):
+        layers_left(tiny("llama"), PruneDepth(method="prune_depth", keep=0.99))

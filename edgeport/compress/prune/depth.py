@@ -17,23 +17,27 @@ from edgeport.compress.prune.cut import cut_depth
 from edgeport.compress.prune.families import sizes_of
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
+from edgeport.restructuring import PruneDepth
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]
 
 
-def check_depth(model: Model, layers: int) -> None:
-    """Refuse a number of layers that the model can't be cut to.
+def layers_left(model: Model, step: PruneDepth) -> int:
+    """How many layers stay.
 
     Raises:
         BadInputError: there are not more layers than that.
     """
     have = sizes_of(model.module).layers
-    if layers >= have:
+    left = max(1, round(have * step.keep)) if step.layers is None and step.keep is not None else step.layers
+    assert left is not None, "a step says how many"
+    if left >= have:
         raise BadInputError(
-            f"The model has {have} layers; {layers} can't stay while some go.",
-            where="layers of prune_depth",
-            allowed=f"1 to {have - 1}",
+            f"The model has {have} layers; {left} can't stay while some go.",
+            where="prune_depth",
+            allowed=f"layers = 1 to {have - 1}, or a smaller keep",
         )
+    return left
 
 
 @torch.no_grad()
