@@ -72,11 +72,12 @@ def explain_bundle(
 
     progress = progress or Silent()
     found = read_bundle(path)
-    verify_files(found)
+    # Not the report: an explanation that was made again stands in no page yet.
+    verify_files(found, report=False)
     older = None
     if against is not None:
         older = read_bundle(against)
-        verify_files(older)
+        verify_files(older, report=False)
         if older.manifest.task != found.manifest.task:
             raise BadInputError(
                 f"The bundles have different tasks: {found.manifest.task} and {older.manifest.task}.", where=against

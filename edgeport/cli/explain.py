@@ -54,8 +54,8 @@ def explain(
 ) -> None:
     """Explain a bundle: where its bytes went, where the error grows, which inputs flipped, how sure each claim is.
 
-    The original is run where it can be had; without it the document says which parts are missing. Nothing that the
-    manifest hashes is changed.
+    The original is run where it can be had; without it the document says which parts are missing. The bundle gets
+    explain.json and its report is drawn again with it; nothing that the manifest hashes is changed.
 
     \b
     Examples:
@@ -68,11 +68,12 @@ def explain(
     Exit codes:
       0 explained · 2 bad input, a changed file, or another original than the bundle's
     """
-    from edgeport.bundle.write import EXPLANATION
+    from edgeport.bundle.write import EXPLANATION, REPORT
     from edgeport.cli.console import answer, working
     from edgeport.cli.explained import draw_explanation
-    from edgeport.errors import BadInputError
+    from edgeport.errors import BadInputError, EdgeportError
     from edgeport.explaining import PARTS, explain_bundle, write_explanation
+    from edgeport.reporting import remake_report
 
     asked = tuple(dict.fromkeys(part or PARTS))
     if unknown := [name for name in asked if name not in PARTS]:
@@ -90,4 +91,9 @@ def explain(
         )
         place = output or bundle / EXPLANATION
         write_explanation(found, place)
+        if output is None:
+            try:
+                remake_report(bundle)
+            except EdgeportError as error:
+                watcher.message(f"{REPORT} stays as it is: {error.what}")
     answer(found.model_dump(mode="json"), as_json, lambda console: draw_explanation(console, found, str(place)))

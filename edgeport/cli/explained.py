@@ -144,7 +144,7 @@ def _flips(console: Console, found: SuiteFlips) -> None:
         answers = "" if flip.answer is None else f": {flip.other_answer} became {flip.answer}"
         label = "" if flip.label is None else f" (right: {flip.label})"
         console.print(f"{'worse ' if flip.worse else 'better'}  {text!r}{answers}{label}", markup=False)
-    _more(console, found.worse + found.better, min(FLIPS, len(found.flips)))
+    _more(console, len(found.flips), FLIPS)
 
 
 def _slice(found: Slice) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def _claims(console: Console, found: Sequence[Claim]) -> None:
         [
             (
                 claim.metric if claim.output is None else f"{claim.metric} [{claim.output}]",
-                "—" if claim.value is None else f"{claim.value:.4g} {claim.unit}".rstrip(),
+                "—" if claim.value is None else f"{claim.value + 0.0:.4g} {claim.unit}".rstrip(),
                 "—" if claim.half_width is None else f"±{claim.half_width:.2g}",
                 "—" if claim.n is None else str(claim.n),
                 "—" if claim.allowed is None else f"{claim.allowed:.4g}",
