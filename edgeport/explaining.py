@@ -206,7 +206,8 @@ def _explain(
             layers, layers_absent = layer_errors(shipped, model, progress.update), None
         except EdgeportError as error:
             layers_absent = error.what
-    sensitivity, sensitivity_absent = None, NOT_ASKED
+    sensitivity: Sensitivity | None = None
+    sensitivity_absent: str | None = NOT_ASKED
     if "sensitivity" in parts:
         sensitivity_absent = None
         if model is None:

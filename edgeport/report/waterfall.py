@@ -1,55 +1,23 @@
 """Where the bytes went: from the float32 weights, by layer group, to the file on disk, to the last byte.
 
-Deterministic: follows from the manifest. What is neither a weight nor a scale (graph, names, padding)
-is the difference between the file's size and the sum of the rest, so the parts always sum to the file.
+Deterministic: follows from the manifest, and stands until `edgeport explain` has read the file itself. What is neither
+a weight nor a scale (graph, names, padding) is the difference between the file's size and the sum of the rest, so the
+parts always sum to the file.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from edgeport.explain.document import Group as GroupName
+from edgeport.explain.groups import GROUPS, layer_group
 from edgeport.formats import WeightFormat
-
-GroupName = Literal["embedding", "attention", "feed_forward", "conv", "head", "other"]
-GROUPS: dict[GroupName, str] = {
-    "embedding": "Embeddings",
-    "attention": "Attention",
-    "feed_forward": "Feed-forward",
-    "conv": "Convolutions",
-    "head": "Head and pooler",
-    "other": "Norms, biases, other",
-}
 
 FLOAT_WIDTH = {"fp32": 4, "fp16": 2}
 """Bytes of a weight that is not quantized."""
-
-_IN_BLOCK = re.compile(r"(^|\.)\d+\.")
-_HEAD = re.compile(r"(^|[._])(lm_head|head|classifier|score|pooler|fc|proj_out|logits|embed_out|projector)([._]|$)")
-_ATTENTION = re.compile(r"attn|attention|(^|[._])(q|k|v|o|qkv|query|key|value|out)_?proj([._]|$)")
-_FEED_FORWARD = re.compile(
-    r"mlp|ffn|feed_forward|feedforward|intermediate|densereludense|(^|[._])(ff|fc\d?|wi(_\d)?|wo|lin\d|linear\d)([._]|$)"
-    r"|(gate|up|down)_proj|(^|\.)output\.dense"
-)
-
-
-def layer_group(name: str, kinds: tuple[str, ...]) -> GroupName:
-    """The group of a layer, from its kinds and its name. A tied embedding and head count as embedding."""
-    lower = name.lower()
-    if "embedding" in kinds:
-        return "embedding"
-    if "conv" in kinds or "depthwise_conv" in kinds:
-        return "conv"
-    if _HEAD.search(lower) and not _IN_BLOCK.search(lower):
-        return "head"
-    if _ATTENTION.search(lower):
-        return "attention"
-    if _FEED_FORWARD.search(lower):
-        return "feed_forward"
-    return "other"
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def levels(found: Any) -> list[int]:
     ("name", "kinds", "group"),
     [
         ("embeddings.word_embeddings.weight", ("embedding",), "embedding"),
-        ("model.embed_tokens.weight", ("embedding", "linear"), "embedding"),
+        ("model.embed_tokens.weight", ("embedding", "linear"), "tied_head"),
         ("encoder.layer.0.attention.self.query.weight", ("linear",), "attention"),
         ("encoder.layer.0.attention.output.dense.weight", ("linear",), "attention"),
         ("encoder.layer.0.intermediate.dense.weight", ("linear",), "feed_forward"),
