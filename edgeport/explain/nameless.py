@@ -28,19 +28,31 @@ def name_spans(path: Path, spans: list[Span], shipped: Shipped, state: Mapping[s
 
     Of joined weights the first one's name is told.
     """
-    weights = {name: state[name].detach().numpy() for name in shipped.groups if name in state}
+    compressed = shipped.artifact.weights
+    weights = {
+        name: state[name].detach().numpy() for name in shipped.groups if name in state and name not in compressed
+    }
     if not any(_nameless(span) for span in spans) or not weights:
         return spans
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    forms = {form.tobytes(): name for name, weight in weights.items() for form in _forms(weight)}
     found = []
     for span in spans:
         if _nameless(span):
             stored = data[span.start : span.stop].tobytes()
-            parameter = forms.get(stored) or _joined(stored, weights)
-            span = replace(span, parameter=parameter)
+            span = replace(span, parameter=_alone(stored, weights) or _joined(stored, weights))
         found.append(span)
     return found
+
+
+def _alone(stored: bytes, weights: Mapping[str, np.ndarray]) -> str | None:
+    """The weight that a run of bytes is, in one of its forms."""
+    for name, weight in weights.items():
+        # Sizes first: few weights have one in common.
+        if len(stored) in (4 * weight.size, 2 * weight.size) and any(
+            form.nbytes == len(stored) and form.tobytes() == stored for form in _forms(weight)
+        ):
+            return name
+    return None
 
 
 def _nameless(span: Span) -> bool:

@@ -34,13 +34,14 @@ def find_places(
 ) -> tuple[list[Place], list[Missing]]:
     """Where the layers of a graph are, in its order, and those that are not found."""
     order = {node: index for index, node in enumerate(graph)}
+    constants = _constants(graph)
     stored = _stored(shipped.artifact.weights, graph) | name_floats(graph, shipped, state)
     users = layers_of(shipped)
     found: list[tuple[int, Place]] = []
     for parameter, (value, rows) in stored.items():
         if parameter not in users:
             continue
-        nodes = sorted(_readers(value), key=lambda item: order[item[0]])
+        nodes = sorted(_readers(value, constants), key=lambda item: order[item[0]])
         for lookup in (True, False):
             layers = of_kind(users[parameter], shipped.records[parameter].kinds, lookup=lookup)
             wanted = [item for item in nodes if (item[0].op_type in LOOKUPS) == lookup]
@@ -50,7 +51,7 @@ def find_places(
                 # A module that is called several times is one layer with several calls.
                 layer = layers[min(index, len(layers) - 1)]
                 call = max(0, index - len(layers) + 1)
-                output = replace(_output(node), columns=rows)
+                output = replace(_output(node, constants), columns=rows)
                 found.append((order[node], Place(layer, parameter, call, output, _input(node, at), not lookup)))
     known = {place.parameter for _, place in found}
     why = "no operator of the file reads its weight under a name or with values that the original has"
@@ -105,21 +106,23 @@ def name_floats(
     return found
 
 
-def _constant(value: ir.Value | None) -> bool:
-    """It follows from initializers alone."""
-    if value is None or value.const_value is not None:
-        return True
-    producer = value.producer()
-    return producer is not None and bool(producer.inputs) and all(_constant(item) for item in producer.inputs)
+def _constants(graph: ir.Graph) -> frozenset[ir.Value]:
+    """Values that follow from initializers alone, these included."""
+    found = {value for value in graph.initializers.values() if value.const_value is not None}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type == "Constant" or (inputs and all(value in found for value in inputs)):
+            found.update(node.outputs)
+    return frozenset(found)
 
 
-def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+def _readers(value: ir.Value, constants: frozenset[ir.Value]) -> list[tuple[ir.Node, int]]:
     """The first operators that bring a stored weight together with an activation, and at which input."""
     found = []
     for node, index in value.uses():
-        if all(_constant(item) for at, item in enumerate(node.inputs) if at != index):
+        if node.outputs[0] in constants:
             for output in node.outputs:
-                found += _readers(output)
+                found += _readers(output, constants)
         elif node.op_type in LOOKUPS + PRODUCTS:
             found.append((node, index))
     return found
@@ -130,7 +133,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
     return users[0] if len(users) == 1 and not value.is_graph_output() else None
 
 
-def _output(node: ir.Node) -> Value:
+def _output(node: ir.Node, constants: frozenset[ir.Value]) -> Value:
     """What the layer gives: behind the operators that belong to its form in the file."""
     value = node.outputs[0]
     if node.op_type == "MatMulIntegerToFloat":
@@ -140,7 +143,7 @@ def _output(node: ir.Node) -> Value:
     user = _only_user(value)
     if node.op_type in ("MatMul", "Gemm") and user is not None and user.op_type == "Add":
         other = next((item for item in user.inputs if item is not value), None)
-        value = user.outputs[0] if _constant(other) else value
+        value = user.outputs[0] if other in constants else value
         user = _only_user(value)
     low, high = float("-inf"), float("inf")
     if user is not None and node.op_type == "Conv" and user.op_type in ("Relu", "Clip"):
