@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -17,6 +18,7 @@ from edgeport.errors import BadInputError
 from edgeport.explain.groups import layer_group
 from edgeport.explain.nameless import name_spans
 from edgeport.explain.onnx_bytes import onnx_spans, read_initializers, read_name
+from edgeport.explain.onnx_places import find_places
 from edgeport.explain.shipped import Shipped
 from edgeport.explain.sizes import read_bytes
 from edgeport.explain.spans import Span, cover
@@ -207,3 +209,27 @@ def test_two_files_that_are_loaded_together_are_told_together(tmp_path):
     assert [file.path for file in found.files] == ["encoder.onnx", "model.onnx"]
     assert found.file == 2 * read_bytes(whole).file == sum(cell.bytes for cell in found.cells)
     assert found.original + sum(step.change for step in found.steps) == found.file
+
+
+def test_the_layer_of_a_deep_graph_is_found(tmp_path):
+    """Three thousand operators before it: what follows from constants is found in one pass, not by recursion."""
+    weight = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    nodes = [helper.make_node("Add", [f"v{index}", f"v{index}"], [f"v{index + 1}"]) for index in range(3000)]
+    nodes += [
+        helper.make_node("MatMul", ["v3000", "turned"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "deep",
+        [helper.make_tensor_value_info("v0", onnx.TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 16])],
+        [numpy_helper.from_array(weight, "turned"), numpy_helper.from_array(np.ones(16, np.float32), "bias")],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    shipped = a_shipped(tmp_path, "model.onnx", (record("fc.weight", (16, 8)),), 128)
+    places, missing = find_places(
+        ir.load(tmp_path / "model.onnx").graph, shipped, {"fc.weight": torch.from_numpy(weight.T.copy())}
+    )
+    assert missing == []
+    assert [(place.layer, place.output.name, place.input.name) for place in places] == [("fc", "y", "v3000")]
