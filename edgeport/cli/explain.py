@@ -74,6 +74,7 @@ def explain(
     from edgeport.errors import BadInputError, EdgeportError
     from edgeport.explaining import PARTS, explain_bundle, write_explanation
     from edgeport.reporting import remake_report
+    from edgeport.storage import write_bytes
 
     asked = tuple(dict.fromkeys(part or PARTS))
     if unknown := [name for name in asked if name not in PARTS]:
@@ -90,10 +91,14 @@ def explain(
             progress=watcher,
         )
         place = output or bundle / EXPLANATION
+        older = place.read_bytes() if place.is_file() else None
         write_explanation(found, place)
         if output is None:
             try:
                 remake_report(bundle)
             except EdgeportError as error:
+                if older is not None:  # the page is bound to it
+                    write_bytes(place, older)
+                    raise
                 watcher.message(f"{REPORT} stays as it is: {error.what}")
     answer(found.model_dump(mode="json"), as_json, lambda console: draw_explanation(console, found, str(place)))

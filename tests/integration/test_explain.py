@@ -69,10 +69,14 @@ def ship(
     recipe: str = "int8",
     context: int | None = None,
     ort_format: bool = False,
+    linear: str | None = None,
     calibration: Samples | None = None,
 ) -> Shipped:
     """A model compressed and lowered, with what a bundle would record of it."""
     wanted, steps = load_target(target), load_recipe(recipe)
+    if linear is not None:
+        step = steps.quantize.model_copy(update={"linear": (linear,)})
+        steps = steps.model_copy(update={"compress": (step,)})
     if recipe == "int8-static":
         step = steps.quantize.model_copy(update={"activation_budget": 100.0})
         steps = steps.model_copy(update={"compress": (step,)})
@@ -112,6 +116,33 @@ def efficientnet() -> tuple[Model, list[dict[str, np.ndarray]]]:
     return model, [{"pixel_values": generator.normal(size=(1, 3, 32, 32)).astype(np.float32)} for _ in range(8)]
 
 
+class Words(nn.Module):
+    """An embedding and two layers: what every backend lowers in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(128, 32)
+        self.fc1, self.head = nn.Linear(32, 64), nn.Linear(64, 12)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.gelu(self.fc1(self.embed(input_ids))))
+
+
+def words() -> Model:
+    torch.manual_seed(0)
+    return Model(
+        name="words",
+        module=Words().eval().requires_grad_(False),
+        source=Source("factory", "words", {}),
+        task="token-classification",
+        modality="text",
+        inputs=(TensorSpec("input_ids", "int64", (1, 12)),),
+        outputs=(TensorSpec("logits", "float32", (1, 12, 12)),),
+        example={"input_ids": torch.randint(0, 128, (1, 12))},
+        huggingface=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def bert(tiny_model) -> Model:
     return load_model(str(tiny_model("bert")))
@@ -127,8 +158,8 @@ def shipped(bert, llama, tmp_path_factory) -> Callable[[str], tuple[Shipped, Mod
     """A shipped file with its original: `shipped("onnx")`. Each is made when it is first asked for."""
     root = tmp_path_factory.mktemp("shipped")
     names = [spec.name for spec in bert.inputs]
-    words, tokens = texts(*names), texts("input_ids")
-    fixed = texts(*names, length=bert.inputs[0].fixed_shape()[1])
+    samples, tokens = texts(*names), texts("input_ids")
+    small = words()
     made: dict[str, tuple[Shipped, Model]] = {}
 
     def static(out: Path) -> tuple[Shipped, Model]:
@@ -137,12 +168,13 @@ def shipped(bert, llama, tmp_path_factory) -> Callable[[str], tuple[Shipped, Mod
         return ship(model, out, pictures[:2], recipe="int8-static", calibration=Samples(pictures, record)), model
 
     makers: dict[str, Callable[[Path], tuple[Shipped, Model]]] = {
-        "onnx": lambda out: (ship(bert, out, words, ort_format=True), bert),
-        "onnx float": lambda out: (ship(bert, out, words, recipe="fp32"), bert),
+        "onnx": lambda out: (ship(bert, out, samples, ort_format=True), bert),
+        "onnx float": lambda out: (ship(bert, out, samples, recipe="fp32"), bert),
         "onnx decoder": lambda out: (ship(llama, out, tokens, context=32), llama),
         "onnx static": static,
-        "pte": lambda out: (ship(bert, out, words, target=XNNPACK), bert),
-        "mlpackage": lambda out: (ship(bert, out, fixed, target=COREML), bert),
+        "pte": lambda out: (ship(small, out, tokens, target=XNNPACK), small),
+        "mlpackage": lambda out: (ship(small, out, tokens, target=COREML), small),
+        "palettes": lambda out: (ship(small, out, tokens, target=COREML, linear="lut4"), small),
     }
 
     def get(kind: str) -> tuple[Shipped, Model]:
@@ -162,7 +194,7 @@ def check_sum(found: Bytes, root: Path) -> None:
     assert {file.path for file in (*found.files, *found.beside)} == everything
 
 
-@pytest.mark.parametrize("kind", ["onnx", "onnx float", "onnx decoder", "onnx static", "pte", "mlpackage"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx float", "onnx decoder", "onnx static", "pte", "mlpackage", "palettes"])
 def test_the_bytes_of_a_file_add_up_to_its_size(shipped, kind):
     """And those of codes and scales are what the logical weights need."""
     found = read_bytes(shipped(kind)[0])
@@ -173,7 +205,10 @@ def test_the_bytes_of_a_file_add_up_to_its_size(shipped, kind):
         if tensor.part == "codes" and tensor.parameter in logical:
             stored[tensor.parameter] = max(stored.get(tensor.parameter, 0), tensor.bytes)
     for name, weight in logical.items():
-        assert stored[name] == weight.codes.numel()
+        assert stored[name] == weight.codes.numel() * weight.bits // 8
+    palettes = sum(weight.palette.numel() * 2 for weight in logical.values() if weight.palette is not None)
+    assert sum(tensor.bytes for tensor in found.tensors if tensor.part == "palettes") == palettes
+    assert (palettes > 0) == (kind == "palettes")
 
 
 def test_an_ort_format_file_and_data_beside_the_graph_add_up_too(shipped, tmp_path):
@@ -214,7 +249,7 @@ def test_float_weights_that_the_exporter_renamed_are_found_by_the_original(shipp
             assert cells[group, "floats"] == before
 
 
-@pytest.mark.parametrize("kind", ["onnx", "onnx float", "onnx decoder", "onnx static", "mlpackage"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx float", "onnx decoder", "onnx static", "mlpackage", "palettes"])
 def test_errors_inside_the_file_are_those_of_its_outputs(shipped, kind):
     """The last layer's error is that of the file's own output; the first's that of the rows looked up."""
     found, model = shipped(kind)
@@ -237,7 +272,7 @@ def test_errors_inside_the_file_are_those_of_its_outputs(shipped, kind):
         square += float((expected**2).sum())
     last = errors.rows[-1]
     assert last.relative_error == pytest.approx((difference / square) ** 0.5, rel=1e-3, abs=1e-7)
-    assert last.layer in ("classifier", "lm_head")
+    assert last.layer in ("classifier", "lm_head", "head")
 
 
 def test_the_error_of_a_lookup_is_that_of_the_rows(shipped):
@@ -296,7 +331,7 @@ def test_a_delegate_hides_its_values_and_the_logical_form_takes_their_place(ship
     for sample in found.samples:
         tensors = {name: torch.from_numpy(value) for name, value in sample.items()}
         with torch.no_grad():
-            a, b = copy(**tensors).logits, model.module(**tensors).logits
+            a, b = copy(**tensors), model.module(**tensors)
         difference, square = difference + float(((a - b) ** 2).sum()), square + float((b**2).sum())
     assert errors.rows[-1].relative_error == pytest.approx((difference / square) ** 0.5, rel=1e-4)
     # The original is itself again.
