@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeport.data.audio import Recording
 from edgeport.errors import EdgeportError
 from edgeport.validate.evidence import TaskScore
 
@@ -28,7 +29,7 @@ class Asked:
 
     Attributes:
         row: its place in the evaluation slice.
-        text: what was asked; of a picture its file's name.
+        text: what was asked; of a picture or a recording its file's name.
         length: tokens; None without a text or without a tokenizer.
         label: the right answer; choices: what it was chosen from.
     """
@@ -85,11 +86,18 @@ def asked(task: TaskScore, references: Sequence[str], length: Length | None) -> 
 
 
 def _asked(index: int, row: Mapping[str, Any], length: Length | None) -> Asked:
+    heard = row.get("audio")
+    files = (
+        heard.pieces if isinstance(heard, Recording) else (row["path"],) if isinstance(row.get("path"), Path) else ()
+    )
+    if files:
+        # A picture or a recording: what is written or said in it is the answer.
+        name = " + ".join(f"{path.parent.name}/{path.name}" for path in files)
+        language = next((str(row[key]) for key in LANGUAGES if row.get(key)), None)
+        return Asked(index, name, label=_label(row) or row.get("text"), language=language)
     text = next((str(row[key]) for key in TEXTS if row.get(key) is not None), None)
     if text is None:
-        path = row.get("path")
-        name = f"{path.parent.name}/{path.name}" if isinstance(path, Path) else None
-        return Asked(index, name, label=_label(row))
+        return Asked(index, None, label=_label(row))
     language = next((str(row[key]) for key in LANGUAGES if row.get(key)), None)
     return Asked(
         index,

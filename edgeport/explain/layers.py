@@ -42,7 +42,7 @@ def incomparable(shipped: Shipped) -> str | None:
     """Why the layers of the file are not those of the original any more; None where they are."""
     if shipped.steps:
         methods = ", ".join(step.method for step in shipped.steps)
-        return f"The recipe cut the model ({methods}): its layers are others than the original's."
+        return f"The recipe made another model of it ({methods}): its layers are not the original's."
     if any(step.method == "rotate" for step in shipped.recipe.prepare):
         return "The recipe rotated the model: its layers compute in another basis than the original's."
     return None

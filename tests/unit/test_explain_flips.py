@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from edgeport.data.audio import Recording
 from edgeport.explain.claims import make_claims
 from edgeport.explain.errors import Sums, aligned
 from edgeport.explain.flips import MOST_FLIPS, suite_flips
-from edgeport.explain.inputs import MOST_SHOWN, Asked, asked, script_of
+from edgeport.explain.inputs import MOST_SHOWN, Asked, _asked, asked, script_of
 from edgeport.explain.slices import measure_slices, slice_samples
 from edgeport.validate.evidence import Check, DataRecord, Interval, Verdict
 from edgeport.validate.paired import compare_scores
@@ -133,6 +134,13 @@ def test_rare_classes_are_taken_together_and_what_was_not_sliced_is_said():
     assert any("Latin" in note for note in notes)
 
 
+def test_of_a_picture_and_of_a_recording_the_files_are_shown(tmp_path):
+    seen = _asked(3, {"path": tmp_path / "cat" / "1.png", "label": 7}, None)
+    assert (seen.row, seen.text, seen.label, seen.length) == (3, "cat/1.png", "7", None)
+    heard = _asked(0, {"audio": Recording((tmp_path / "a" / "b.wav",)), "text": "hello"}, len)
+    assert (heard.text, heard.label) == ("a/b.wav", "hello")
+
+
 def test_what_is_shown_of_an_input():
     assert Asked(0, "a" * (MOST_SHOWN + 1)).shown == ("a" * MOST_SHOWN + "…", True)
     assert Asked(0, "short").shown == ("short", False)
@@ -142,7 +150,10 @@ def test_what_is_shown_of_an_input():
 
 
 def test_the_rows_of_a_suite_are_found_again_or_it_is_said_why(tmp_path):
-    rows = [{"text": f"number {index}", "label": str(index % 2)} for index in range(20)]
+    rows = [
+        {"text": f"number {index}", "label": str(index % 2), "language": ("de", "en")[index % 4 == 0]}
+        for index in range(20)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "mine.toml"
     path.write_text(
@@ -159,6 +170,8 @@ def test_the_rows_of_a_suite_are_found_again_or_it_is_said_why(tmp_path):
     assert why == ""
     assert [item.text for item in found] == [row["text"] for row in loaded.evaluation]
     assert [item.label for item in found] == [row["label"] for row in loaded.evaluation]
+    members, _ = slice_samples(found, None)
+    assert {value: len(rows) for (by, value), rows in members.items() if by == "language"} == {"de": 15, "en": 5}
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert asked(task, [str(path)], len) == (None, "the suite's rows are not those that were measured on")
     assert "can't be read here" in asked(task, [], len)[1]

@@ -110,6 +110,9 @@ def _checked(suite: Suite, row: Row, number: int, beside: Path) -> Row:
                 next_step="Name the data's own columns in [columns].",
             )
         found[column] = _typed(suite, column, row[name], number, beside)
+    if row.get("language") is not None:
+        # No score is made of it: `edgeport explain` slices by it.
+        found.setdefault("language", str(row["language"]))
     return found
 
 
