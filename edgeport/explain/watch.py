@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Watch = Callable[[int, int, str], None]
 """Told (steps done, steps in all, what)."""
 
+SIDE_BRANCHES = " What the recipe's qera added beside a layer is not in the layer's own value."
 RESCALED = 0.5
 """A scale for each channel that takes away more than this share of an error was put there by the recipe."""
 
@@ -94,26 +95,27 @@ class Watched:
 
 def compare_layers(shipped: Shipped, model: Model, file: Watched, watch: Watch) -> LayerErrors:
     """Every layer of the file against the original's, over the golden inputs."""
-    layers = sorted({place.layer for place in file.places})
-    outputs, inputs = ({place: Sums() for place in file.places} for _ in range(2))
-    scaled = {place: Sums() for place in file.places}
+    modules = {name for name, _ in model.module.named_modules()}
+    places = [place for place in file.places if place.layer in modules]
+    layers = sorted({place.layer for place in places})
+    outputs, inputs = ({place: Sums() for place in places} for _ in range(2))
+    rescales = any(step.method in ("awq", "smooth") for step in shipped.recipe.prepare)
+    scaled = {place: Sums() for place in places} if rescales else {}
     biases = {layer: bias_of(model, layer) for layer in layers}
-    missing = list(file.missing)
+    added = dict.fromkeys(place.layer for place in file.places if place.layer not in modules)
+    missing = [*file.missing, *(Missing(layer=layer, why="the recipe added it") for layer in added)]
     for index, sample in enumerate(shipped.samples):
         watch(index, len(shipped.samples), f"sample {index + 1} of {len(shipped.samples)}")
         with watched(model, layers) as calls:
             run_original(model, sample, cached=shipped.artifact.context is not None)
         values = file.run(sample)
         mask = sample.get("attention_mask")
-        for place in file.places:
-            if place not in outputs:
-                continue
+        for place in list(outputs):
             why = _add(place, calls[place.layer], values, mask, biases[place.layer], outputs, inputs, scaled)
             if why is not None:
                 missing.append(Missing(layer=place.layer, why=why))
                 del outputs[place]
     rows: list[LayerError] = []
-    rescales = any(step.method in ("awq", "smooth") for step in shipped.recipe.prepare)
     for place, sums in outputs.items():
         if rescales and scaled[place].relative < RESCALED * sums.relative:
             why = "the recipe rescaled its channels, and the layers behind it take that back"
@@ -123,7 +125,7 @@ def compare_layers(shipped: Shipped, model: Model, file: Watched, watch: Watch) 
     watch(len(shipped.samples), len(shipped.samples), "compared")
     return LayerErrors(
         source=file.source,
-        statement=file.statement,
+        statement=file.statement + (SIDE_BRANCHES if shipped.recipe.correct is not None else ""),
         samples=len(shipped.samples),
         output_change=None if file.output_change is None else file.output_change(),
         rows=tuple(rows),
@@ -165,7 +167,8 @@ def _add(
     if best is None:
         return f"the file's value has the shape {found.shape}, the original's {call.output.shape}"
     outputs[place].add(*best)
-    scaled[place].add(_without_scale(*best), best[1])
+    if place in scaled:
+        scaled[place].add(_without_scale(*best), best[1])
     if place.input is not None and call.input is not None:
         reference = np.clip(call.input, place.input.low, place.input.high)
         pair = aligned(place.input.read(values), reference, mask)
