@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DELEGATED = "an ExecuTorch delegate hands out no values of its inside"
 TWO_FILES = "an encoder-decoder is two files that call each other"
+ORT_FORMAT = "an ORT-format file takes no further outputs"
 GROWING = "a cache that grows by concatenation is fed by the session alone"
 
 
@@ -89,4 +90,6 @@ def _hidden(shipped: Shipped) -> str | None:
         return DELEGATED
     if artifact.encoder is not None:
         return TWO_FILES
+    if artifact.path.suffix == ".ort":
+        return ORT_FORMAT
     return GROWING if artifact.facts.get("attention") == "standard" else None

@@ -8,6 +8,7 @@ behind clamps and roundings, which are fused with a layer, and the file's own ou
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def watch_onnx(shipped: Shipped, state: Mapping[str, torch.Tensor]) -> Iterator[
 
 
 def _copy(artifact: Artifact, folder: Path, names: Sequence[str]) -> Artifact:
-    """The file with more outputs, in another folder; data files beside it are linked."""
+    """The file with more outputs, in another folder; data files beside it come along."""
     import onnx
 
     target = folder / artifact.entry
@@ -69,7 +70,11 @@ def _copy(artifact: Artifact, folder: Path, names: Sequence[str]) -> Artifact:
     with target.open("ab") as file:
         file.write(more.SerializeToString())
     for data in artifact.path.parent.glob(f"{artifact.path.name}.data*"):
-        (folder / data.name).symlink_to(data.resolve())
+        # No symbolic link: ONNX Runtime refuses data that lie outside of the model's folder.
+        try:
+            os.link(data, folder / data.name)
+        except OSError:  # another file system
+            shutil.copyfile(data, folder / data.name)
     outputs = (*artifact.outputs, *(TensorSpec(name, "float32", ()) for name in names))
     return replace(artifact, root=folder, outputs=outputs)
 

@@ -212,7 +212,7 @@ def test_the_bytes_of_a_file_add_up_to_its_size(shipped, kind):
 
 
 def test_an_ort_format_file_and_data_beside_the_graph_add_up_too(shipped, tmp_path):
-    whole, _ = shipped("onnx")
+    whole, model = shipped("onnx")
     check_sum(read_bytes(replace(whole, artifact=replace(whole.artifact, entry="model.ort"))), whole.artifact.root)
     path = tmp_path / "model.onnx"
     graph = onnx.load(whole.artifact.path)
@@ -224,6 +224,8 @@ def test_an_ort_format_file_and_data_beside_the_graph_add_up_too(shipped, tmp_pa
     for key in inside:
         assert key[0] == "file" or inside[key] == beside[key]
     assert [file.path for file in found.files] == ["model.onnx", "model.onnx.data"]
+    apart = replace(whole, artifact=replace(whole.artifact, root=tmp_path))
+    assert layer_errors(apart, model, ignore).rows == layer_errors(whole, model, ignore).rows
 
 
 def test_a_program_around_a_core_ml_package_is_told_file_by_file(shipped, tmp_path):
