@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -427,6 +428,17 @@ def test_suites_all_calls_the_roof_and_generation_are_drawn(tmp_path: Path) -> N
     assert any("200 Gflop/s, by arithmetic" in text for text in seen["facts"])
     assert seen["tables"]["Speed with a text of some length in the cache"][0].split("\t")[3] == "63.2"
     assert seen["commands"][0] == "edgeport validate BUNDLE --suite sentiment --suite PATH/mine.toml"
+
+
+def test_a_name_in_a_command_is_one_word_of_a_shell(tmp_path: Path) -> None:
+    evil = "a; rm -rf 'b' $(c)"
+    value = manifest(evil)
+    value["source"]["kind"] = "huggingface"
+    value["recipe"]["name"] = evil
+    seen = browse(tmp_path, render_report(value, evidence_text(evidence(tasks=(scored(1, evil),)))))
+    words = [shlex.split(command) for command in seen["commands"]]
+    assert words[0][3:] == ["--suite", f"PATH/{evil}.toml", "--original", evil]
+    assert words[3][2:7] == [evil, "--target", "a-target", "--recipe", evil]
 
 
 def explanation(name: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ function title(metric) {
     free_text: "What it writes by itself stays near the original's",
   };
   const [older, name] = metric.startsWith("regression.") ? ["Against the older bundle: ", metric.slice(11)] : ["", metric];
-  return older + (known[name] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
+  return older + (known[name] || known[name + "_max"] || known[name + "_min"] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
 }
 function amount(c, value) {
   const metric = c.metric;
@@ -338,12 +338,14 @@ function drawMachine(e) {
   if (e.manifest_sha256) rows.push(["Manifest", `sha256 ${e.manifest_sha256}`]);
   place("machine").append(facts(rows));
 }
+/* One word for a shell, as Python's shlex.quote writes it: a name is copied from here into a terminal. */
+const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", `'"'"'`) + "'");
 /* The commands of the shell, with what this run measured. */
 function drawCommands(e) {
   const node = place("validate-command");
   const known = node.dataset.suites.split(" ");
-  const suites = mainTasks(e.tasks).map((t) => ` --suite ${known.includes(t.suite) ? t.suite : `PATH/${t.suite}.toml`}`).join("");
-  const original = suites && node.dataset.original ? ` --original ${node.dataset.original}` : "";
+  const suites = mainTasks(e.tasks).map((t) => " --suite " + word(known.includes(t.suite) ? t.suite : `PATH/${t.suite}.toml`)).join("");
+  const original = suites && node.dataset.original ? ` --original ${word(node.dataset.original)}` : "";
   node.textContent += suites + original + (e.latency && e.latency.min_queries_met && e.latency.min_duration_met ? " --full" : "");
   place("export-command").textContent += suites;
 }
