@@ -430,6 +430,20 @@ def test_suites_all_calls_the_roof_and_generation_are_drawn(tmp_path: Path) -> N
     assert seen["commands"][0] == "edgeport validate BUNDLE --suite sentiment --suite PATH/mine.toml"
 
 
+def test_a_page_of_validate_has_no_baseline(tmp_path: Path) -> None:
+    value = measured_in_full()
+    assert value.latency is not None
+    alone = {"baseline_p50_ms": None, "baseline_p90_ms": None, "ratio": None, "baseline_calls": None, "valid": False}
+    latency = value.latency.model_copy(update={**alone, "note": "it drifted"})
+    memory = value.memory and value.memory.model_copy(update={"baseline_peak_rss_mb": None})
+    seen = browse(tmp_path, report(value.model_copy(update={"latency": latency, "memory": memory})))
+    tiles = {text.split("\n")[0]: text.split("\n")[1:] for text in seen["tiles"]}
+    assert tiles["Latency, p50"] == ["15.3 ms", "p90 16.9 ms; not valid as a claim"]
+    assert "Not valid as a claim: it drifted" in seen["notices"]
+    assert seen["bars"] == 2
+    assert dict(seen["circles"]) == {"": 4}  # p50, p90, p99 and one point under the roof
+
+
 def test_a_name_in_a_command_is_one_word_of_a_shell(tmp_path: Path) -> None:
     evil = "a; rm -rf 'b' $(c)"
     value = manifest(evil)
