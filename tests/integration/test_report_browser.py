@@ -553,7 +553,8 @@ def test_what_changed_since_an_older_bundle_stands_first(tmp_path: Path) -> None
     beside = embedded(json.dumps({"name": EVIL, "deltas": [change, {**change, "direction": "not shown"}]}))
     seen = browse(tmp_path, render_report(manifest(), evidence_text(evidence()), against=beside))
     assert seen["headings"][0] == "Against the older bundle"
-    rows = [text.split("\t")[:5] for text in seen["tables"]["This bundle and the older one"]]
+    lines = seen["tables"]["This bundle and the older one"]
+    rows = [[cell.strip() for cell in text.split("\t")[:5]] for text in lines]
     assert rows == [
         ["size", "2 MB", "1 MB", "−50.0 %", "better"],
         ["size", "2 MB", "1 MB", "−50.0 %", "no difference shown"],

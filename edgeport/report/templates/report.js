@@ -25,7 +25,7 @@ function drawVerdict(e) {
   const partly = verdict.passed && executed !== "runtime";
   banner.classList.add(!verdict.passed ? "fail" : partly ? "partly" : "pass");
   const undecided = failed.length > 0 && failed.every((c) => c.undecided || !present(c.measured));
-  const lines = [...new Map(failed.map((c) => [c.advice, c])).values()].slice(0, 4);
+  const lines = failed.slice(0, 5);
   banner.append(
     el("div", { class: "mark", "aria-hidden": "true" }, verdict.passed ? "✓" : undecided ? "?" : "✗"),
     el("div", { class: "words" },
@@ -34,8 +34,10 @@ function drawVerdict(e) {
         ? `${total} of ${total} checks of the gate, on the file in this bundle${how}.`
         : `${failed.length} of ${total} checks failed (exit code ${verdict.exit_code}): ` +
           [...new Set(failed.map((c) => title(c.metric)))].join(", ") + "."),
-      lines.length ? el("ul", { class: "todo" }, lines.map((c) =>
-        el("li", {}, el("b", {}, title(c.metric) + (c.output ? ` (${c.output})` : "") + ": "), measureOf(c) + ". ", el("em", {}, "Try first: " + c.advice)))) : null));
+      lines.length ? el("ul", { class: "todo" }, lines.map((c, i) =>
+        el("li", {}, el("b", {}, title(c.metric) + (c.output ? ` (${c.output})` : "") + ": "), measureOf(c) + ". ",
+          i && c.advice === lines[i - 1].advice ? null : el("em", {}, "Try first: " + c.advice)))) : null,
+      failed.length > lines.length ? el("span", {}, `${failed.length - lines.length} more are listed below.`) : null));
 }
 
 function drawStates(s) {
