@@ -9,7 +9,6 @@ from typing import Literal
 from edgeport.gate.accuracy import main_metrics
 from edgeport.gate.regression import growth_of_ratio, incomparable
 from edgeport.report.comparable import (
-    why_invalid,
     why_memory_differs,
     why_parity_differs,
     why_ratios_differ,
@@ -138,11 +137,19 @@ def _paired(now: TaskScore, was: TaskScore) -> Delta:
     return Delta(what, _score(was), _score(now), change, _judged(found.lower, found.upper), f"paired, n = {now.n}")
 
 
+def _why_times(new: Measurements, old: Measurements) -> str | None:
+    """Why the times can't be compared, in few words: each run's own page says what was wrong with it."""
+    for whose, measured in (("this", new), ("the older", old)):
+        if measured.latency is not None and not measured.latency.valid:
+            return f"{whose} bundle's run is not valid"
+    return why_times_differ(new, old)
+
+
 def _latency(new: Measurements, old: Measurements) -> Iterator[Delta]:
     now, was = new.latency, old.latency
     if now is None and was is None:
         return
-    why = why_times_differ(new, old)
+    why = _why_times(new, old)
     for name in ("p50", "p90"):
         values = [None if each is None else float(getattr(each, f"{name}_ms")) for each in (was, now)]
         texts = [ABSENT if value is None else format_ms(value) for value in values]
@@ -152,7 +159,8 @@ def _latency(new: Measurements, old: Measurements) -> Iterator[Delta]:
             note = "two runs, no interval: see the ratio"
         yield Delta(f"latency, {name}", texts[0], texts[1], change, direction, note)
     if now is not None and was is not None and now.ratio is not None and was.ratio is not None:
-        yield _ratio(now.ratio, was.ratio, why_invalid(new) or why_invalid(old) or why_ratios_differ(now, was))
+        valid = now.valid and was.valid
+        yield _ratio(now.ratio, was.ratio, why_ratios_differ(now, was) if valid else why)
 
 
 def _ratio(now: Interval, was: Interval, why: str | None) -> Delta:

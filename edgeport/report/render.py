@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -89,6 +90,7 @@ def _page(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = format_bytes
     environment.filters["shape"] = format_shape
+    environment.filters["shell"] = shlex.quote
     return environment.from_string((_TEMPLATES / name).read_text())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -429,6 +430,31 @@ def test_suites_all_calls_the_roof_and_generation_are_drawn(tmp_path: Path) -> N
     assert seen["commands"][0] == "edgeport validate BUNDLE --suite sentiment --suite PATH/mine.toml"
 
 
+def test_a_page_of_validate_has_no_baseline(tmp_path: Path) -> None:
+    value = measured_in_full()
+    assert value.latency is not None
+    alone = {"baseline_p50_ms": None, "baseline_p90_ms": None, "ratio": None, "baseline_calls": None, "valid": False}
+    latency = value.latency.model_copy(update={**alone, "note": "it drifted"})
+    memory = value.memory and value.memory.model_copy(update={"baseline_peak_rss_mb": None})
+    seen = browse(tmp_path, report(value.model_copy(update={"latency": latency, "memory": memory})))
+    tiles = {text.split("\n")[0]: text.split("\n")[1:] for text in seen["tiles"]}
+    assert tiles["Latency, p50"] == ["15.3 ms", "p90 16.9 ms; not valid as a claim"]
+    assert "Not valid as a claim: it drifted" in seen["notices"]
+    assert seen["bars"] == 2
+    assert dict(seen["circles"]) == {"": 4}  # p50, p90, p99 and one point under the roof
+
+
+def test_a_name_in_a_command_is_one_word_of_a_shell(tmp_path: Path) -> None:
+    evil = "a; rm -rf 'b' $(c)"
+    value = manifest(evil)
+    value["source"]["kind"] = "huggingface"
+    value["recipe"]["name"] = evil
+    seen = browse(tmp_path, render_report(value, evidence_text(evidence(tasks=(scored(1, evil),)))))
+    words = [shlex.split(command) for command in seen["commands"]]
+    assert words[0][3:] == ["--suite", f"PATH/{evil}.toml", "--original", evil]
+    assert words[3][2:7] == [evil, "--target", "a-target", "--recipe", evil]
+
+
 def explanation(name: str) -> dict[str, Any]:
     """As `edgeport explain` writes it, of three layers; `name` stands wherever an untrusted text can stand."""
     layers = [
@@ -527,7 +553,8 @@ def test_what_changed_since_an_older_bundle_stands_first(tmp_path: Path) -> None
     beside = embedded(json.dumps({"name": EVIL, "deltas": [change, {**change, "direction": "not shown"}]}))
     seen = browse(tmp_path, render_report(manifest(), evidence_text(evidence()), against=beside))
     assert seen["headings"][0] == "Against the older bundle"
-    rows = [text.split("\t")[:5] for text in seen["tables"]["This bundle and the older one"]]
+    lines = seen["tables"]["This bundle and the older one"]
+    rows = [[cell.strip() for cell in text.split("\t")[:5]] for text in lines]
     assert rows == [
         ["size", "2 MB", "1 MB", "−50.0 %", "better"],
         ["size", "2 MB", "1 MB", "−50.0 %", "no difference shown"],

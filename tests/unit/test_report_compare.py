@@ -240,6 +240,14 @@ def test_deltas_of_what_differs_anyway_are_not_told() -> None:
     assert found["cosine to the original, y"].note == "compared on other inputs"
 
 
+def test_an_invalid_run_is_no_change_of_latency() -> None:
+    noisy = evidence(latency=latency(10.0, valid=False, note="it drifted"))
+    for new, old, whose in ((noisy, evidence(), "this"), (evidence(), noisy, "the older")):
+        found = [delta for delta in deltas(new, old) if delta.what.startswith("latency")]
+        assert len(found) == 3
+        assert {(delta.direction, delta.note) for delta in found} == {("unknown", f"{whose} bundle's run is not valid")}
+
+
 EVIL = "</script><img src=x onerror=alert(1)>|`[x](y) @someone\n# h"
 
 

@@ -18,7 +18,7 @@ function drawSummary(c, fit) {
   place("summary").append(el("div", { class: "verdict " + (best ? "pass" : c.axes.length ? "fail" : "partly") },
     el("div", { class: "words" },
       el("strong", {}, c.axes.length ? (best ? `${best.label}: the smallest on the front that passed its gate` : "None on the front passed its gate") : "Side by side, without a front"),
-      el("span", {}, c.axes.length ? `${needed.length} of ${plural(fit.length, "bundle")} are on the front of ${c.axes.join(", ")}; another one is at least as good in all of it as each of the rest.` : "What differs in more than its compression can't be ranked."))));
+      el("span", {}, c.axes.length ? `${needed.length} of ${plural(fit.length, "bundle")} are on the front of ${c.axes.join(", ")}` + (needed.length < fit.length ? "; each of the others is dominated by one of them." : ".") : "What differs in more than its compression can't be ranked."))));
 }
 
 /* The front: hollow where another bundle is at least as good in everything. */

@@ -25,7 +25,7 @@ function drawVerdict(e) {
   const partly = verdict.passed && executed !== "runtime";
   banner.classList.add(!verdict.passed ? "fail" : partly ? "partly" : "pass");
   const undecided = failed.length > 0 && failed.every((c) => c.undecided || !present(c.measured));
-  const lines = [...new Map(failed.map((c) => [c.advice, c])).values()].slice(0, 4);
+  const lines = failed.slice(0, 5);
   banner.append(
     el("div", { class: "mark", "aria-hidden": "true" }, verdict.passed ? "✓" : undecided ? "?" : "✗"),
     el("div", { class: "words" },
@@ -34,8 +34,10 @@ function drawVerdict(e) {
         ? `${total} of ${total} checks of the gate, on the file in this bundle${how}.`
         : `${failed.length} of ${total} checks failed (exit code ${verdict.exit_code}): ` +
           [...new Set(failed.map((c) => title(c.metric)))].join(", ") + "."),
-      lines.length ? el("ul", { class: "todo" }, lines.map((c) =>
-        el("li", {}, el("b", {}, title(c.metric) + (c.output ? ` (${c.output})` : "") + ": "), measureOf(c) + ". ", el("em", {}, "Try first: " + c.advice)))) : null));
+      lines.length ? el("ul", { class: "todo" }, lines.map((c, i) =>
+        el("li", {}, el("b", {}, title(c.metric) + (c.output ? ` (${c.output})` : "") + ": "), measureOf(c) + ". ",
+          i && c.advice === lines[i - 1].advice ? null : el("em", {}, "Try first: " + c.advice)))) : null,
+      failed.length > lines.length ? el("span", {}, `${failed.length - lines.length} more are listed below.`) : null));
 }
 
 function drawStates(s) {
@@ -112,7 +114,7 @@ function title(metric) {
     free_text: "What it writes by itself stays near the original's",
   };
   const [older, name] = metric.startsWith("regression.") ? ["Against the older bundle: ", metric.slice(11)] : ["", metric];
-  return older + (known[name] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
+  return older + (known[name] || known[name + "_max"] || known[name + "_min"] || name.replace(/_(min|max)$/, "").replaceAll("_", " "));
 }
 function amount(c, value) {
   const metric = c.metric;
@@ -338,12 +340,14 @@ function drawMachine(e) {
   if (e.manifest_sha256) rows.push(["Manifest", `sha256 ${e.manifest_sha256}`]);
   place("machine").append(facts(rows));
 }
+/* One word for a shell, as Python's shlex.quote writes it: a name is copied from here into a terminal. */
+const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", `'"'"'`) + "'");
 /* The commands of the shell, with what this run measured. */
 function drawCommands(e) {
   const node = place("validate-command");
   const known = node.dataset.suites.split(" ");
-  const suites = mainTasks(e.tasks).map((t) => ` --suite ${known.includes(t.suite) ? t.suite : `PATH/${t.suite}.toml`}`).join("");
-  const original = suites && node.dataset.original ? ` --original ${node.dataset.original}` : "";
+  const suites = mainTasks(e.tasks).map((t) => " --suite " + word(known.includes(t.suite) ? t.suite : `PATH/${t.suite}.toml`)).join("");
+  const original = suites && node.dataset.original ? ` --original ${word(node.dataset.original)}` : "";
   node.textContent += suites + original + (e.latency && e.latency.min_queries_met && e.latency.min_duration_met ? " --full" : "");
   place("export-command").textContent += suites;
 }

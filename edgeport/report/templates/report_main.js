@@ -9,7 +9,7 @@ function drawAgainst(a) {
       { name: "Change", number: true, show: (d) => d.change },
       { name: "It is", choose: true, show: (d) => el("span", { class: "word " + d.direction.replace(" ", "-") }, words[d.direction]) },
       { name: "Note", wide: true, optional: true, show: (d) => d.note || null },
-    ], a.deltas));
+    ], a.deltas, { cards: true }));
 }
 
 /* Errors of the weights themselves, which the shell's table of layers has. */
