@@ -123,7 +123,7 @@ def read_answers(path: Path) -> dict[str, np.ndarray]:
         BadInputError: it is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise BadInputError(f"The kept answers can't be read: {error}.", where=path.name) from error
