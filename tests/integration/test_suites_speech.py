@@ -30,7 +30,8 @@ from edgeport.runtime.torch import TorchSession
 from edgeport.target import load_target
 from edgeport.validate.suites.evaluate import evaluate, remember
 from edgeport.validate.suites.remembered import Remembered, read_answers, write_answers
-from edgeport.validate.suites.subject import of_artifact, of_model, traits_of
+from edgeport.validate.suites.subject import of_artifact, of_model
+from edgeport.validate.suites.traits import traits_of
 
 TARGET = load_target("linux-x86_64-ort")
 FP32 = LoweringSettings("fp32", "dynamic")
@@ -123,6 +124,8 @@ def test_a_recording_that_is_too_long_is_refused(whisper: Any, tmp_path: Path) -
     _, original, artifact = whisper
     sounds(tmp_path, 1, 1.5)
     path = write_suite(tmp_path, "speech_recognition", [{"audio": "0.wav", "text": "a"}])
+    with pytest.raises(BadInputError, match="exported without a cache"):
+        evaluate(path, original, replace(artifact, tokens=None))
     with pytest.raises(BadInputError, match=r"has 1\.5 s; the model reads 1 s at once"):
         evaluate(path, original, artifact)
 
@@ -167,7 +170,7 @@ def reference_probabilities(tensors: dict[str, torch.Tensor], samples: np.ndarra
     return found
 
 
-def test_voice_activity_goes_through_the_state(voice: Any, tmp_path: Path) -> None:
+def test_voice_activity_goes_through_the_state(voice: Any, tmp_path: Path, own_cache: Path) -> None:
     model, tensors = voice
     original = of_model(model)
     (tmp_path / "out").mkdir()
@@ -180,7 +183,9 @@ def test_voice_activity_goes_through_the_state(voice: Any, tmp_path: Path) -> No
     for subject in (original, artifact):
         assert subject.speech(recordings[0]).tolist() == pytest.approx(expected, abs=1e-4)
     rows = [{"audio": f"{index}.wav", "speech": [[0.2, 0.6]]} for index in range(3)]
-    found = evaluate(write_suite(tmp_path, "voice_activity", rows), original, artifact)
+    path = write_suite(tmp_path, "voice_activity", rows)
+    found = evaluate(path, original, artifact)
+    assert suites._score(path, original, artifact, model_key(model), False, frozenset(), Silent()) == found
     assert found.artifact_scores == pytest.approx(found.original_scores, abs=1e-2)
     assert (found.metric, found.n, found.chance) == ("roc_auc", 3, 0.5)
 

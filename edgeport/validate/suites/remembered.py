@@ -11,7 +11,8 @@ import numpy as np
 
 from edgeport.errors import BadInputError
 from edgeport.storage import hash_bytes, hash_file, hash_value
-from edgeport.validate.suites.subject import Prediction, Subject, Traits
+from edgeport.validate.suites.subject import Prediction, Subject
+from edgeport.validate.suites.traits import Traits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
