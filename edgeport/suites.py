@@ -37,7 +37,7 @@ def check(job: Job) -> None:
     """
     from edgeport.validate.suites.definition import load_suite
     from edgeport.validate.suites.evaluate import check_fits
-    from edgeport.validate.suites.subject import traits_of
+    from edgeport.validate.suites.traits import traits_of
 
     names = wanted(job.request.suites, job.request.recipe.gate)
     for name in names:

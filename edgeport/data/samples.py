@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeport.data.audio import RATE, cut, read_recording, standardize, whisper_features, window_starts
+from edgeport.data.audio import RATE, SPEECH_FRAME, cut, read_recording, standardize, whisper_features, window_starts
 from edgeport.data.cards import Card, Split, load_card
 from edgeport.data.images import label_of, open_image, preprocess_image, split_pictures
 from edgeport.data.synthetic import synthetic_inputs
 from edgeport.data.text import open_tokenizer, read_texts, text_between
 from edgeport.errors import BadInputError
-from edgeport.model.inputs import vocabulary_size
+from edgeport.model.inputs import select_outputs, vocabulary_size
 from edgeport.model.types import Axis, Model, TensorSpec
 from edgeport.packages import Progress
 from edgeport.storage import read_json
@@ -226,9 +226,12 @@ def _image_samples(
 def _audio_samples(
     model: Model, card: Card, count: int, split: Split, seed: int, sequence: int | None, progress: Progress | None
 ) -> Samples:
-    """Windows of a recording: raw for wav2vec 2.0, features and the words spoken for Whisper."""
+    """Windows of a recording: raw for wav2vec 2.0, features and the words spoken for Whisper; for a model that hands a
+    state on, frames with the state that the frames before them leave."""
     assert card.audio is not None
     spec = model.inputs[0]
+    if [each.name for each in model.inputs] == ["input_values", "state"]:
+        return _frame_samples(model, card, count, split, seed, progress)
     axis = sequence_axis(model)
     if spec.name == "input_values" and axis is not None:
         size = sequence or axis.example
@@ -259,6 +262,28 @@ def _audio_samples(
         inputs.append(arrays)
     detail = f"{len(inputs)} windows of {size / RATE:.1f} s, seed {seed}"
     return Samples(inputs, _record(card, split, len(inputs), detail))
+
+
+def _frame_samples(model: Model, card: Card, count: int, split: Split, seed: int, progress: Progress | None) -> Samples:
+    """Frames of a recording, each with the state that the model has after those before it in the slice."""
+    import torch
+
+    assert card.audio is not None
+    sound, state = model.inputs
+    part = card.slice(split)
+    files = {path.name: path for path in card.fetch(progress)}
+    recording = read_recording(files[card.audio.recording.rpartition("/")[2]])
+    _, size = sound.fixed_shape()
+    held = np.zeros(state.fixed_shape(), np.float32)
+    calls = []
+    for begin in range(part.start * RATE, part.stop * RATE - size + 1, SPEECH_FRAME):
+        call = {sound.name: recording[None, begin : begin + size].copy(), state.name: held}
+        calls.append(call)
+        with torch.inference_mode():
+            result = model.module(**{name: torch.from_numpy(value) for name, value in call.items()})
+        held = select_outputs(result, tuple(spec.name for spec in model.outputs))[model.outputs[1].name].numpy()
+    chosen = [calls[index] for index in _choose(len(calls), count, seed)]
+    return Samples(chosen, _record(card, split, len(chosen), f"{len(chosen)} frames of {len(calls)}, seed {seed}"))
 
 
 def _standardizes(model: Model) -> bool:

@@ -16,7 +16,12 @@ from edgeport.data.cards import load_card
 from edgeport.data.images import label_of, open_image, preprocess_image
 from edgeport.data.samples import samples
 from edgeport.model.load import load_model
+from edgeport.model.zoo import zoo_entry
 from edgeport.packages import PinnedPackage, fetch_package
+from edgeport.validate.suites.definition import load_suite
+from edgeport.validate.suites.kinds.edits import edits
+from edgeport.validate.suites.rows import load_rows
+from edgeport.validate.suites.subject import of_model
 
 pytestmark = pytest.mark.network
 
@@ -149,3 +154,33 @@ def test_whisper_writes_down_what_is_said() -> None:
         "fail",
         "better",
     ]
+
+
+def test_silero_vad_is_its_published_file_frame_by_frame() -> None:
+    """On frames of a conversation with the state between them; the parity samples are such frames."""
+    import onnxruntime
+
+    model = load_model("zoo:silero-vad")
+    entry = zoo_entry("silero-vad")
+    published = onnxruntime.InferenceSession(str(fetch_package(entry.package) / entry.entry))
+    (recording,) = (path for path in load_card("conversation").fetch() if path.suffix == ".wav")
+    samples_of = read_recording(recording)[6 * 16_000 : 20 * 16_000]
+    subject = of_model(model)
+    padded, state, expected = np.concatenate([np.zeros(64, np.float32), samples_of]), np.zeros((2, 1, 128), "f4"), []
+    for begin in range(0, len(samples_of) - 511, 512):
+        feeds = {"input": padded[None, begin : begin + 576], "state": state, "sr": np.array(16_000)}
+        probability, state = published.run(None, feeds)
+        expected.append(probability.item())
+    assert np.abs(subject.speech(samples_of) - np.array(expected)).max() < 1e-4
+    assert 0.2 < np.mean(np.array(expected) > 0.5) < 0.95
+    found = samples(model, count=8, split="parity")
+    assert found.record.real
+    assert len({call["state"].tobytes() for call in found.inputs}) == 8
+
+
+def test_nano_ocr_reads_drawn_words() -> None:
+    subject = of_model(load_model("zoo:nano-ocr"))
+    suite, folder = load_suite("drawn-words")
+    rows = load_rows(suite, folder, quick=True).evaluation[:40]
+    wrong = sum(edits(subject.characters(row["path"].image()), row["text"]) for row in rows)
+    assert wrong / sum(len(row["text"]) for row in rows) < 0.05

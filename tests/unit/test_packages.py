@@ -75,10 +75,58 @@ def test_a_tar_file_of_npm_is_read_like_a_wheel_and_its_links_are_not_followed_o
             extract_members(tmp_path / "p.tgz", {missing: sha256(CONTENT)}, tmp_path / "out")
 
 
-def test_packages_of_two_registries_with_one_name_are_kept_apart() -> None:
-    wheel, tar = pinned(), pinned(registry="npm")
-    assert (wheel.requirement, tar.requirement) == ("toy==1.0", "toy@1.0")
-    assert wheel.folder != tar.folder
+def make_deb(path: Path, members: dict[str, bytes], compression: str) -> Path:
+    """A Debian package after deb(5): an ar archive of a version, and of tar files of control data and content."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=f"w:{compression}") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    parts = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", f"data.tar.{compression}": content.getvalue()}
+    written = b"!<arch>\n"
+    for name, data in parts.items():
+        written += (
+            f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        )
+    path.write_bytes(written)
+    return path
+
+
+@pytest.mark.parametrize("compression", ["xz", "gz"])
+def test_a_debian_package_is_read_like_a_wheel(tmp_path: Path, compression: str) -> None:
+    package = make_deb(tmp_path / "p.deb", {"usr/share/toy/a.wav": CONTENT, "usr/b": b"unwanted"}, compression)
+    extract_members(package, {"usr/share/toy/a.wav": sha256(CONTENT)}, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["a.wav"]
+    with pytest.raises(BadInputError, match="lacks a file"):
+        extract_members(package, {"usr/share/toy/b.wav": sha256(CONTENT)}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 300])
+def test_a_damaged_debian_package_is_named(tmp_path: Path, size: int) -> None:
+    package = make_deb(tmp_path / "p.deb", {"usr/a": CONTENT * 100}, "xz")
+    package.write_bytes(package.read_bytes()[:size])
+    with pytest.raises(BadInputError, match="damaged") as caught:
+        extract_members(package, {"usr/a": sha256(CONTENT * 100)}, tmp_path / "out")
+    assert caught.value.where == "p.deb"
+
+
+def test_a_debian_package_needs_apt_get(own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EDGEPORT_OFFLINE", "0")
+    with pytest.raises(BadInputError, match=r"apt-get is not installed, and toy=1\.0 comes from its registry"):
+        fetch_package(pinned(registry="debian"))
+    refuses = tmp_path / "apt-get"
+    refuses.write_text("#!/bin/sh\necho \"E: Version '1.0' for 'toy' was not found\" >&2\nexit 100\n")
+    refuses.chmod(0o755)
+    with pytest.raises(BadInputError, match=r"could not download toy=1\.0: Version '1\.0' for 'toy' was not found"):
+        fetch_package(pinned(registry="debian"))
+
+
+def test_packages_of_several_registries_with_one_name_are_kept_apart() -> None:
+    found = [pinned(), pinned(registry="npm"), pinned(registry="debian", version="0.8+5~alpha+1-15")]
+    assert [package.requirement for package in found] == ["toy==1.0", "toy@1.0", "toy=0.8+5~alpha+1-15"]
+    assert len({package.folder for package in found}) == 3
 
 
 def test_a_member_with_other_content_is_refused_and_not_left_behind(tmp_path: Path) -> None:

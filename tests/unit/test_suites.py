@@ -11,7 +11,7 @@ from edgeport.validate.suites.definition import COLUMNS, Suite, load_suite, suit
 from edgeport.validate.suites.evaluate import fits
 from edgeport.validate.suites.readers import intents, passages, read_files
 from edgeport.validate.suites.rows import check_answers, load_rows
-from edgeport.validate.suites.subject import Traits
+from edgeport.validate.suites.traits import Traits
 
 MINE = {
     "name": "mine",

@@ -15,7 +15,8 @@ from edgeport.validate.suites.definition import NEEDS, Suite, load_suite, suite_
 from edgeport.validate.suites.kinds import Asked, Scores, Watch
 from edgeport.validate.suites.remembered import Asker, Remembered
 from edgeport.validate.suites.rows import load_rows
-from edgeport.validate.suites.subject import Subject, Traits
+from edgeport.validate.suites.subject import Subject
+from edgeport.validate.suites.traits import Traits
 from edgeport.validate.tasks import score_task
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from edgeport.errors import BadInputError
 from edgeport.storage import hash_bytes, hash_file, hash_value
-from edgeport.validate.suites.subject import Prediction, Subject, Traits
+from edgeport.validate.suites.subject import Prediction, Subject
+from edgeport.validate.suites.traits import Traits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,7 +124,7 @@ def read_answers(path: Path) -> dict[str, np.ndarray]:
         BadInputError: it is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise BadInputError(f"The kept answers can't be read: {error}.", where=path.name) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,13 +13,11 @@ from edgeport.data.audio import HOP, RATE, SPEECH_FRAME, whisper_features
 from edgeport.data.images import open_image, preprocess_image
 from edgeport.data.text import open_tokenizer
 from edgeport.errors import BadInputError
-from edgeport.model.tokenizer import end_tokens
-from edgeport.model.types import Axis, ImagePreprocessing, TensorSpec
+from edgeport.model.types import Axis, TensorSpec
 from edgeport.runtime.generate import generate
 from edgeport.runtime.session import open_session, open_tokens
-from edgeport.runtime.transcript import SETTINGS, transcript_start
-from edgeport.storage import read_json
 from edgeport.validate.outputs import SENTENCE_EMBEDDING, with_derived
+from edgeport.validate.suites.traits import Traits, traits_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,79 +27,6 @@ if TYPE_CHECKING:
     from edgeport.model.types import Model
     from edgeport.runtime.decoder import EncodedTokens, Tokens
     from edgeport.runtime.session import Session
-
-EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
-
-
-VOICE_TASK, READING_TASK, SPEECH_TASK = "audio-frame-classification", "image-to-text", "automatic-speech-recognition"
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """How a transcript is written.
-
-    Attributes:
-        start: tokens that it begins with.
-        stop: tokens that end it.
-        never, never_first: tokens that are not written at all, and not as the first one.
-    """
-
-    start: tuple[int, ...]
-    stop: frozenset[int]
-    never: tuple[int, ...] = ()
-    never_first: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What both models have in common.
-
-    Attributes:
-        task: optimum's task name.
-        tokenizer: tokenizer.json, None without one.
-        labels: class names of a classifier.
-        padding: id of the padding token.
-        transcript: of a model that writes recordings down; None for others.
-        features: shape (bins, frames) of what it is given.
-    """
-
-    task: str
-    tokenizer: Path | None
-    image: ImagePreprocessing | None = None
-    labels: tuple[str, ...] = ()
-    padding: int = 0
-    transcript: Transcript | None = None
-    features: tuple[int, int] = (0, 0)
-
-    @property
-    def hears_speech(self) -> bool:
-        """It says of each frame of a recording how likely somebody speaks, and hands a state on to the next."""
-        return self.task == VOICE_TASK
-
-    @property
-    def reads_pictures(self) -> bool:
-        """It has scores of characters for the columns of a picture (CTC), the first of them of none."""
-        return self.task == READING_TASK and self.image is not None and self.labels[:1] == ("",)
-
-    @property
-    def embeds(self) -> bool:
-        """It gives a vector for a text."""
-        return self.task in EMBEDDING_TASKS
-
-    @property
-    def predicts_tokens(self) -> bool:
-        """It is a causal language model."""
-        return self.task.removesuffix("-with-past") == "text-generation"
-
-    @property
-    def classifies_texts(self) -> bool:
-        """It has classes of its own for texts."""
-        return self.task == "text-classification"
-
-    @property
-    def classifies_pictures(self) -> bool:
-        """It has classes for pictures, and says how these are prepared."""
-        return self.task == "image-classification" and self.image is not None
 
 
 @dataclass(frozen=True)
@@ -151,12 +76,22 @@ class Subject:
         return self.opened[most]
 
     def most_tokens(self, wanted: int) -> int:
-        """The most tokens of a text: what is wanted, or as many as the model takes."""
+        """The most tokens of a text: what is wanted, or as many as the model takes.
+
+        Raises:
+            BadInputError: it is to write recordings down, and has no cache.
+        """
         if self.tokens is not None:
             return min(wanted, self.tokens.context)
         if self.lengths:
             return min(wanted, self.lengths[-1])
-        return min(wanted, *(size.maximum for size in self.inputs[0].shape[1:] if isinstance(size, Axis)))
+        if self.traits.transcript is not None:
+            raise BadInputError(
+                "The file was exported without a cache: it writes nothing down.",
+                where="--suite",
+                next_step="Export it again, without --task.",
+            )
+        return min([wanted, *(size.maximum for size in self.inputs[0].shape[1:] if isinstance(size, Axis))])
 
     def run_text(self, text: str, most: int) -> dict[str, np.ndarray]:
         """The outputs for one text, with the `sentence_embedding` where the task has one."""
@@ -224,16 +159,10 @@ class Subject:
             most: new tokens at most.
 
         Raises:
-            BadInputError: the recording is longer than what the model takes, or the file has no cache.
+            BadInputError: the recording is longer than what the model takes.
         """
         how = self.traits.transcript
         assert how is not None
-        if self.tokens is None:
-            raise BadInputError(
-                "The file was exported without a cache: it writes nothing down.",
-                where="--suite",
-                next_step="Export it again, without --task.",
-            )
         bins, frames = self.traits.features
         if len(samples) > frames * HOP:
             raise BadInputError(
@@ -321,35 +250,6 @@ def of_model(model: Model) -> Subject:
     if traits.transcript is not None:
         return Subject(traits, None, TorchEncodedTokens(model), model.inputs)
     return Subject(traits, TorchSession(model), None, model.inputs)
-
-
-def traits_of(model: Model) -> Traits:
-    """What is known of a loaded model."""
-    padding = getattr(getattr(model.module, "config", None), "pad_token_id", None)
-    traits = Traits(model.task, model.assets.get("tokenizer.json"), model.image, model.labels, int(padding or 0))
-    if model.task.removesuffix("-with-past") != SPEECH_TASK or traits.tokenizer is None or not _writes(model):
-        return traits
-    (_, bins, frames) = model.inputs[0].fixed_shape()
-    return replace(traits, transcript=_transcript(model, traits.tokenizer), features=(bins, frames))
-
-
-def _writes(model: Model) -> bool:
-    """It takes Whisper's features, and a text that it goes on with."""
-    return [spec.name for spec in model.inputs] == ["input_features", "decoder_input_ids"]
-
-
-def _transcript(model: Model, tokenizer: Path) -> Transcript:
-    path = model.assets.get(SETTINGS)
-    settings: Mapping[str, Any] = read_json(path) if path is not None else {}
-    config: Any = getattr(model.module, "config", None)
-    begin = settings.get("decoder_start_token_id", config.decoder_start_token_id)
-    known = open_tokenizer(tokenizer, 1).get_vocab()
-    return Transcript(
-        start=tuple(transcript_start(known, settings, (begin,))),
-        stop=end_tokens(path, config.eos_token_id),
-        never=tuple(settings.get("suppress_tokens") or ()),
-        never_first=tuple(settings.get("begin_suppress_tokens") or ()),
-    )
 
 
 def of_artifact(artifact: Artifact, traits: Traits, *, lengths: tuple[int, ...] = (), threads: int = 1) -> Subject:
