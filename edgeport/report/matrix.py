@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from edgeport.report.numbers import format_bytes
+from edgeport.report.numbers import ABSENT, format_bytes
 from edgeport.validate.evidence import OutputParity
 from edgeport.validate.matrix import Cell, ParityMatrix
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 HEADER = ("target", "precision", "size", "executed by", "output", "max abs", "relative", "cosine", "KL", "top-1", "")
-ABSENT = "–"
 UNROUNDED = "unrounded"
 
 _TEMPLATES = resources.files("edgeport.report") / "templates"

@@ -119,7 +119,8 @@ def token_variants(model: Model, ort: Artifact, full: Artifact, half: Artifact, 
             model.module(input_ids=torch.from_numpy(ids[:1])[None], past_key_values=cached, use_cache=True)
 
     def back() -> None:
-        cached.crop(prompt)
+        if more := cached.get_seq_length() - prompt:
+            cached.crop(-more)
 
     def variant(name: str, tokens: Tokens) -> Variant:
         tokens.feed(ids)

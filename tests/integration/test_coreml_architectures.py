@@ -144,7 +144,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any], set[str]]] = {
         {"tanh"},
     ),
 }
-OFTEN = 4
+OFTEN = 2
 
 
 @pytest.mark.parametrize(

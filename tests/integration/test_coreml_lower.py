@@ -526,3 +526,20 @@ def test_same_bytes_in_another_process(tmp_path):
     text = b"".join(path.read_bytes() for path in here.rglob("*") if path.is_file())
     assert str(tmp_path).encode() not in text
     assert os.path.dirname(torch.__file__).encode() not in text
+
+
+def test_an_input_with_a_reserved_name_is_taken_by_either_name(tmp_path: Path) -> None:
+    """coremltools renames an input called `state`: the artifact says how, and the session knows both names."""
+
+    class Step(nn.Module):
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x + 2 * state)
+
+    inputs = {"x": ("float32", (1, 4)), "state": ("float32", (1, 4))}
+    model = a_model("step", Step(), inputs, {"y": (1, 4)}, huggingface=False)
+    artifact = lower(model, load_target("ios18-coreml"), LoweringSettings("fp32", "fixed"), tmp_path)
+    assert [spec.name for spec in artifact.inputs] == ["x", "state_workaround"]
+    x, state = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)
+    session = CoreMLReferenceSession(artifact)
+    for name in ("state", "state_workaround"):
+        np.testing.assert_allclose(session.run({"x": x, name: state})["y"], np.tanh(x + 2 * state), rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,8 @@ from edgeport.target import Target
 
 ENTRY = "model.mlpackage"
 LABEL = "classLabel"
+AVOIDED = "_workaround"
+"""What coremltools puts behind a name that is a word of the program's language."""
 PLACEMENT = "Which compute unit (CPU, GPU, Neural Engine) runs an operator is decided on the device: not known here."
 
 
@@ -79,6 +82,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         if decoder is None
         else caching.file_specs(decoder)
     )
+    renamed = renamed_inputs(inputs, function)
     stored = constants(function.body)
     check_sparse_weights({name: sparse[name] for name in sparse_names}, stored, settings.precision)
     return Artifact(
@@ -86,7 +90,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
         delegate="coreml",
         root=out,
         entry=ENTRY,
-        inputs=inputs,
+        inputs=tuple(replace(spec, name=renamed.get(spec.name, spec.name)) for spec in inputs),
         outputs=outputs,
         weights=_stored_names(model, names, stored),
         facts={
@@ -102,6 +106,7 @@ def lower(model: Model, target: Target, settings: LoweringSettings, out: Path) -
             "image_input": settings.image_input,
             "classifier_outputs": [LABEL, f"{LABEL}_probs"] if classifier else [],
             "compute_units": PLACEMENT,
+            **({"renamed_inputs": renamed} if renamed else {}),
             **({} if decoder is None else caching.facts(decoder)),
         },
         context=None if decoder is None else decoder.context,
@@ -185,6 +190,12 @@ def distinct_labels(model: Model) -> list[str]:
 def _input_specs(model: Model, settings: LoweringSettings) -> tuple[TensorSpec, ...]:
     specs = file_specs(model.inputs, settings)
     return tuple(TensorSpec(spec.name, "uint8", spec.shape) for spec in specs) if settings.image_input else specs
+
+
+def renamed_inputs(specs: tuple[TensorSpec, ...], function: Function) -> dict[str, str]:
+    """Inputs with another name in the file: coremltools avoids words of the program's language, such as `state`."""
+    names = {variable.name for variable in function.inputs}
+    return {spec.name: f"{spec.name}{AVOIDED}" for spec in specs if f"{spec.name}{AVOIDED}" in names}
 
 
 def _same(stored: Constant, tensor: QuantizedTensor) -> bool:

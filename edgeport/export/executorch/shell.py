@@ -141,7 +141,7 @@ def wrap_package(package: Artifact, model: Model, target: Target, settings: Lowe
     """Write `model.pte` with a Core ML package inside into the existing folder `out`.
 
     Args:
-        package: the lowered package, with fixed shapes, its inputs and outputs named as the model's.
+        package: the lowered package, with fixed shapes, its inputs in the model's order.
 
     Raises:
         TargetRefusesError: a dtype that ExecuTorch tensors don't have.
@@ -164,7 +164,7 @@ def wrap_package(package: Artifact, model: Model, target: Target, settings: Lowe
     load_libraries()
     from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
-    payload = _payload(package.path, [spec.name for spec in inputs], [spec.name for spec in outputs])
+    payload = _payload(package.path, [spec.name for spec in package.inputs], [spec.name for spec in outputs])
     program = _program(payload, inputs, outputs, options)
     path = out / ENTRY
     write_bytes(path, bytes(serialize_pte_binary(PTEFile(program), extract_delegate_segments=True)))

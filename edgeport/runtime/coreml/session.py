@@ -44,6 +44,7 @@ class CoreMLReferenceSession:
         self._evaluator = Evaluator(package, function=function, policy=self.policy)
         self._features = function_features(package, self._evaluator.function.name)
         self.labels = self._evaluator.labels
+        self._renamed: Mapping[str, str] = artifact.facts.get("renamed_inputs", {})
 
     def new_state(self) -> dict[str, torch.Tensor]:
         """A state to carry between runs of a stateful model, zeros at first; empty for other models."""
@@ -55,8 +56,9 @@ class CoreMLReferenceSession:
         """Run once.
 
         Args:
-            inputs: every input by name. Integers are cast within range, floats are rounded to the type that the
-                package takes. A picture is uint8 (H, W, 3) in RGB order, or (1, 3, H, W) with values 0 to 255.
+            inputs: every input by the model's name or the file's. Integers are cast within range, floats are rounded
+                to the type that the package takes. A picture is uint8 (H, W, 3) in RGB order, or (1, 3, H, W) with
+                values 0 to 255.
             state: from `new_state`, updated in place; None starts from zeros.
 
         Returns:
@@ -68,6 +70,7 @@ class CoreMLReferenceSession:
             MeasurementError: an operator can't be evaluated on these inputs.
         """
         expected = self._features.inputs
+        inputs = {self._renamed.get(name, name): array for name, array in inputs.items()}
         if set(inputs) != set(expected):
             raise BadInputError(
                 f"The inputs don't fit the model: missing {sorted(set(expected) - set(inputs))}, "
