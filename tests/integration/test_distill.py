@@ -487,6 +487,9 @@ def test_what_was_learned_from_is_known_to_suites(tmp_path: Path) -> None:
         ([heal(data={"prompts": ["a"], "teacher": {"command": "x", "record": "r"}})], "labels a share"),
         ([heal(labels=1.0, data={"prompts": ["a"], "teacher": {"endpoint": "http://x", "record": "r"}})], "a model"),
         ([heal(relation_pairs=[])], "at least one"),
+        ([heal(beta=0.1)], "beta changes nothing"),
+        ([heal(new_tokens=5)], "new_tokens changes nothing"),
+        ([heal(outputs=0.0, hidden=1.0, labels=0.5)], "labels changes nothing"),
         ([heal(temperature=0)], "greater than 0"),
     ],
 )
