@@ -144,6 +144,21 @@ class Distill(Strict):
     def _learns_something(self) -> Distill:
         if self.outputs == self.hidden == self.relations == self.features == 0:
             raise ValueError("nothing is learned: give outputs, hidden, relations or features a weight")
+        writes = self.on_policy > 0 or self.policy_gradient
+        needs = {
+            "divergence": (self.outputs, "outputs"),
+            "labels": (self.outputs, "outputs"),
+            "beta": (self.divergence == "jsd", 'divergence = "jsd"'),
+            "relation_pairs": (self.relations, "relations"),
+            "relation_heads": (self.relations, "relations"),
+            "teacher_mix": (self.policy_gradient, "policy_gradient"),
+            "prompt_tokens": (writes, "on_policy or policy_gradient"),
+            "new_tokens": (writes, "on_policy or policy_gradient"),
+        }
+        for name, (given, what) in needs.items():
+            # Recipes that were stored in full name the defaults, too.
+            if not given and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} changes nothing without {what}")
         if self.data.prompts and self.labels == 0:
             raise ValueError("a teacher's answers are learned as labels: give labels a share, 1 for them alone")
         if self.policy_gradient and (self.divergence != "reverse_kl" or self.on_policy or self.outputs == 0):

@@ -96,12 +96,14 @@ def _calibration(job: Job, progress: Progress) -> Samples:
 def make_restructured(job: Job, progress: Progress) -> Model:
     """The model (without a cache) as the recipe's pruning, factorizing and the like leave it."""
     from edgeport.compress.calibrate import as_tensors
+    from edgeport.compress.cost import cost_of, save_cost
     from edgeport.compress.cuts import load_restructured, save_restructured
     from edgeport.compress.distill.data import training_samples
     from edgeport.compress.distill.lessons import Lessons
     from edgeport.compress.restructure import restructure
     from edgeport.restructuring import needs_data
     from edgeport.stages import run_stage
+    from edgeport.usage import Meter
 
     recipe = job.request.recipe
     if job.shaped is None:
@@ -115,9 +117,11 @@ def make_restructured(job: Job, progress: Progress) -> Model:
     )
 
     def make(out: Path) -> None:
+        meter = Meter()
         wanted = any(needs_data(step) for step in recipe.restructure)
         inputs = as_tensors(job.uncached, _calibration(job, progress)) if wanted else []
         made = restructure(job.uncached, recipe, inputs, whole=job.whole, lessons=lessons, log=progress.message)
+        save_cost(out, cost_of(meter.read(), made.model, None))
         save_restructured(out, job.uncached, made)
 
     progress.stage("restructure", ", ".join(step.method for step in recipe.restructure))
@@ -139,10 +143,10 @@ def restructuring_steps(job: Job) -> tuple[StepRecord, ...]:
 def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRecord, ...], SampleRecord | None]:
     """The compressed model, what happened to each layer, and what methods were tuned on."""
     from edgeport.compress import apply_recipe
-    from edgeport.compress.cost import cost_of, save_cost
+    from edgeport.compress.cost import cost_of, load_cost, save_cost, with_steps_before
     from edgeport.compress.journal import Journal
     from edgeport.compress.saved import load_calibration, load_compressed, load_records, save_compressed
-    from edgeport.stages import run_stage
+    from edgeport.stages import run_stage, stored
     from edgeport.usage import Meter
 
     if job.compressed is not None:
@@ -150,8 +154,8 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
         return job.model, job.compressed.layers, job.compressed.calibration
 
     request = job.request
-    meter = Meter()
     restructured = make_restructured(job, progress)
+    meter = Meter()
 
     def make(out: Path) -> None:
         tuned = _calibration(job, progress) if request.recipe.calibrates else None
@@ -167,7 +171,10 @@ def make_compressed(job: Job, progress: Progress) -> tuple[Model, tuple[LayerRec
             journal=journal,
             training=lambda done, steps, loss: progress.update(done, steps, f"training, loss {loss:.4g}"),
         )
-        save_cost(out, cost_of(meter.read(), model, tuned, weights_before=before))
+        cost = cost_of(meter.read(), model, tuned, weights_before=before)
+        if job.shaped is not None:
+            cost = with_steps_before(cost, load_cost(stored("restructure", job.restructure_key)))
+        save_cost(out, cost)
         save_compressed(out, restructured, model, records, None if tuned is None else tuned.record)
         journal.close()
 

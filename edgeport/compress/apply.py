@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -205,9 +206,10 @@ def _fine_tune(
     notes: dict[str, Note],
     report: Callable[[int, int, float], None] | None,
     log: Callable[[str], None],
+    checkpoint: Path | None,
 ) -> Model:
     """The quantized model after training; the notes of the weights that it changed say so."""
-    tuned = fine_tune(model, teacher, inputs, step, progress=report)
+    tuned = fine_tune(model, teacher, inputs, step, checkpoint=checkpoint, progress=report)
     log(f"qat: loss on held-out inputs {tuned.loss_before:.4g} before, {tuned.loss_after:.4g} after")
     for name, tensor in tuned.quantized.items():
         if digest(tensor) != digest(model.quantized[name]):
@@ -267,7 +269,7 @@ def apply_recipe(
         log: called with one line a block where a method goes block by block, and one for each other step.
         training: called with (steps done, steps in all, loss) where the recipe trains; for each block where it tunes
             blocks.
-        journal: where a method that goes block by block notes what it finished, to go on there.
+        journal: where a method that goes block by block notes what it finished, and training its state, to go on there.
 
     Raises:
         TargetRefusesError: the target can't take the recipe.
@@ -321,7 +323,8 @@ def apply_recipe(
         notes |= found
         assignments += corrections
     if recipe.tune is not None and finished:
-        made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say)
+        checkpoint = None if journal is None else journal.folder / "qat.safetensors"
+        made = _fine_tune(made, model, recipe.tune, assignments, inputs, notes, training, say, checkpoint)
     if step.correct_bias:
         made = correct_biases(made, model, inputs)
     static = sum(item.activation == "static_int8" for item in assignments)

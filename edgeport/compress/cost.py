@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgeport.data.samples import Samples
@@ -53,6 +53,17 @@ def cost_of(usage: Usage, model: Model, calibration: Samples | None, *, weights_
         weights_before=weights_before,
         samples=len(inputs),
         tokens=sum(int(sample["input_ids"].size) for sample in inputs) if text else None,
+    )
+
+
+def with_steps_before(cost: Cost, before: Cost) -> Cost:
+    """The cost of both: `before` is that of pruning, distilling and the like, from whichever run did it."""
+    peaks = [peak for peak in (before.peak_rss_mb, cost.peak_rss_mb) if peak is not None]
+    return replace(
+        cost,
+        cpu_seconds=before.cpu_seconds + cost.cpu_seconds,
+        start_rss_mb=before.start_rss_mb,
+        peak_rss_mb=max(peaks, default=None),
     )
 
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from edgeport.bundle.read import read_bundle
 from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.cost import load_cost
 from edgeport.compress.distill.checks import check_teacher
 from edgeport.compress.distill.data import training_samples
 from edgeport.compress.distill.lessons import Lessons
@@ -38,6 +39,7 @@ from edgeport.prepare import prepare
 from edgeport.progress import Silent
 from edgeport.recipe import Recipe
 from edgeport.schema import parse_mapping
+from edgeport.stages import stored
 from edgeport.target import load_target
 from edgeport.validate.suites.evaluate import calibrated_on, trained_on
 
@@ -160,6 +162,13 @@ def test_a_healed_folder_has_the_trained_weights(tiny_model: Callable[[str], Pat
     made = restructure(model, chosen, inputs)
     assert state_digest(load_compressed(tmp_path / "out").module) == state_digest(made.model.module)
     assert made.steps == result.steps
+    # What another recipe finds done still counts as its cost.
+    other = recipe(DEPTH, step, {"method": "rtn", "linear": "int8"})
+    key = prepare(ExportRequest(source, load_target(ORT), other, tmp_path / "no", samples=4), Silent()).restructure_key
+    trained = load_cost(stored("restructure", key)).cpu_seconds
+    again = compress(CompressRequest(source, other, tmp_path / "other", samples=4))
+    assert again.steps == result.steps
+    assert again.cost.cpu_seconds > trained > 0
     cut = restructure(model, recipe(DEPTH), inputs).model
     assert state_digest(cut.module) != state_digest(made.model.module)
     # On texts that nothing learned from the healed model is nearer to the original.
@@ -487,6 +496,9 @@ def test_what_was_learned_from_is_known_to_suites(tmp_path: Path) -> None:
         ([heal(data={"prompts": ["a"], "teacher": {"command": "x", "record": "r"}})], "labels a share"),
         ([heal(labels=1.0, data={"prompts": ["a"], "teacher": {"endpoint": "http://x", "record": "r"}})], "a model"),
         ([heal(relation_pairs=[])], "at least one"),
+        ([heal(beta=0.1)], "beta changes nothing"),
+        ([heal(new_tokens=5)], "new_tokens changes nothing"),
+        ([heal(outputs=0.0, hidden=1.0, labels=0.5)], "labels changes nothing"),
         ([heal(temperature=0)], "greater than 0"),
     ],
 )

@@ -7,12 +7,15 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from edgeport.compress.distill import logits as module
 from edgeport.compress.distill.features import attention_map, feature_loss, last_by_size
 from edgeport.compress.distill.hidden import hidden_loss, layer_pairs, projections
 from edgeport.compress.distill.logits import IGNORED, by_rows, divergence, logit_loss, next_tokens
-from edgeport.compress.distill.relations import relation_loss
+from edgeport.compress.distill.objective import Tap
+from edgeport.compress.distill.relations import relation, relation_loss, vector_layers, vectors
+from edgeport.compress.prune.families import sizes_of
 from edgeport.errors import BadInputError
 
 
@@ -144,7 +147,7 @@ def test_a_narrower_student_learns_a_matrix() -> None:
     student, teacher = draw(1, 5, 4).requires_grad_(), draw(1, 5, 6, seed=1)
     loss = hidden_loss({"a": student}, {"x": teacher}, [("a", "x")], matrices, None)
     wanted = (student @ matrices[0].weight.T - teacher).square().sum() / teacher.square().sum()
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     loss.backward()
     assert matrices[0].weight.grad.norm() > 0
     assert torch.equal(projections([(4, 6)], 0)[0].weight, matrices[0].weight)
@@ -165,9 +168,9 @@ def test_relations_are_minilms(pairs: tuple[str, ...], padded: bool) -> None:
         for head in range(heads):
             for row in range(seen):
                 relations = []
-                for vectors, width in ((student, 2), (teacher, 4)):
+                for given, width in ((student, 2), (teacher, 4)):
                     cut = slice(head * width, (head + 1) * width)
-                    a, b = vectors[first][0, :, cut].tolist(), vectors[second][0, :, cut].tolist()
+                    a, b = given[first][0, :, cut].tolist(), given[second][0, :, cut].tolist()
                     scores = [
                         sum(x * y for x, y in zip(a[row], b[column], strict=True)) / math.sqrt(width)
                         for column in range(seen)
@@ -216,3 +219,37 @@ def test_the_last_convolution_of_each_size() -> None:
         torch.nn.Conv2d(6, 5, 1),
     )
     assert last_by_size(net, {"input": torch.zeros(1, 3, 8, 8)}) == {(4, 4): "1", (2, 2): "2"}
+
+
+def test_relations_of_queries_and_keys_are_the_models_attention() -> None:
+    """BERT's last layer as transformers computes it, with padding; and what a GPT-2 and a grouped Llama split into."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    bert = AutoModel.from_config(
+        BertConfig(**sizes, num_attention_heads=4, initializer_range=0.3), attn_implementation="eager"
+    ).eval()
+    ids, mask = torch.randint(0, 32, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    mask[1, 5:] = 0
+    layers = vector_layers(bert, 1)
+    _, seen = Tap(bert, (), list(layers.values()))({"input_ids": ids, "attention_mask": mask})
+    found = vectors(seen, layers, sizes_of(bert))
+    with torch.no_grad():
+        wanted = bert(input_ids=ids, attention_mask=mask, output_attentions=True).attentions[-1]
+    assert torch.allclose(relation(found["q"], found["k"], 4, mask.bool()).exp(), wanted, atol=1e-5)
+
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    layers = vector_layers(llama, 1)
+    _, seen = Tap(llama, (), list(layers.values()))({"input_ids": ids})
+    found = vectors(seen, layers, sizes_of(llama))
+    keys = seen["model.layers.1.self_attn.k_proj"]
+    assert torch.equal(found["q"], seen["model.layers.1.self_attn.q_proj"])
+    # Heads 0 and 1 share the first pair, 2 and 3 the second.
+    assert torch.equal(found["k"], torch.cat([keys[..., :4], keys[..., :4], keys[..., 4:], keys[..., 4:]], -1))
+
+    gpt2 = AutoModel.from_config(GPT2Config(n_embd=16, n_head=4, n_layer=2, vocab_size=32, n_positions=16)).eval()
+    layers = vector_layers(gpt2, 1)
+    _, seen = Tap(gpt2, (), list(layers.values()))({"input_ids": ids})
+    found = vectors(seen, layers, sizes_of(gpt2))
+    (joined,) = seen.values()
+    for place, part in enumerate("qkv"):
+        assert torch.equal(found[part], joined[..., 16 * place : 16 * place + 16])

@@ -222,6 +222,28 @@ def test_the_same_twice():
     assert other.loss_before != one.loss_before  # other inputs are held out
 
 
+def test_an_interrupted_training_goes_on_with_the_same_bits(tmp_path: Path):
+    teacher = llama()
+    start, inputs = rounded(teacher, 4), data(teacher, 20, seed=1)
+    settings, checkpoint = Qat(method="qat", steps=8, batch=2), tmp_path / "qat.safetensors"
+    seen: list[int] = []
+
+    def interrupt(step: int, _steps: int, _loss: float) -> None:
+        seen.append(step)
+        if step == 5 and seen.count(5) == 1:
+            raise KeyboardInterrupt
+
+    whole = fine_tune(start, teacher, inputs, settings)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(start, teacher, inputs, settings, checkpoint=checkpoint, progress=interrupt)
+    made = fine_tune(start, teacher, inputs, settings, checkpoint=checkpoint, progress=interrupt)
+    assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # with eight steps every one is a check
+    assert {n: digest(t) for n, t in made.quantized.items()} == {n: digest(t) for n, t in whole.quantized.items()}
+    assert all(torch.equal(value, whole.floats[name]) for name, value in made.floats.items())
+    assert (made.loss_before, made.loss_after) == (whole.loss_before, whole.loss_after)
+    assert not checkpoint.exists()
+
+
 def test_training_scales_alone_leaves_the_codes():
     teacher = bert()
     start, seen = rounded(teacher, 2), []

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from edgeport.compress.quantize.straight import TrainedWeight
 from edgeport.errors import BadInputError
 from edgeport.model.inputs import select_outputs
 from edgeport.model.types import Model
-from edgeport.quantized import QuantizedTensor
+from edgeport.quantized import QuantizedTensor, digest
 from edgeport.recipe import Qat
+from edgeport.storage import hash_value
 
 FINER = 1.0
 """Learning rate of scales, norms and biases, each relative to its size, to that of weights in steps of the grid.
@@ -156,7 +158,13 @@ class _Tuning:
 
 
 def fine_tune(
-    model: Model, teacher: Model, inputs: Sequence[Sample], settings: Qat, *, progress: Progress | None = None
+    model: Model,
+    teacher: Model,
+    inputs: Sequence[Sample],
+    settings: Qat,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Train a quantized model towards the float one.
 
@@ -164,9 +172,11 @@ def fine_tune(
         model: with quantized weights; the module is not changed.
         teacher: the float model it was made of.
         inputs: samples as the module takes them, batch 1.
+        checkpoint: a file to go on from and to write to (edgeport.compress.distill.train).
 
     Raises:
-        BadInputError: there are fewer than two inputs, or the models' outputs are not finite on them.
+        BadInputError: there are fewer than two inputs, the models' outputs are not finite on them, or the checkpoint
+            is of another run.
     """
     held, used = split(len(inputs), settings.seed)
     outputs = tuple(spec.name for spec in model.outputs)
@@ -178,7 +188,9 @@ def fine_tune(
     schedule = Schedule(
         steps=settings.steps, accumulate=settings.batch, warm_up=WARM_UP, checks=CHECKS, clip=CLIP, seed=settings.seed
     )
-    curve = train(trainee, used, schedule, progress=progress)
+    start = {name: digest(tensor) for name, tensor in sorted(model.quantized.items())}
+    identity = hash_value({"settings": settings.model_dump(mode="json"), "start": start, "inputs": len(inputs)})
+    curve = train(trainee, used, schedule, checkpoint=checkpoint, identity=identity, progress=progress)
     if not math.isfinite(curve.before):
         raise BadInputError(
             "The calibration data makes outputs that are not finite.",
