@@ -62,7 +62,7 @@ CONV_INT8 = {
 HALF_DEPTH = {"method": "prune_depth", "layers": 3}
 DEPTH = {"method": "prune_depth", "layers": 20}
 WIDTH = {"method": "prune_width", "ffn": 0.555}
-LOW_RANK = {"method": "lowrank", "keep": 0.667, "multiple": 8}
+LOW_RANK = {"method": "lowrank", "keep": 0.68, "multiple": 8}
 RESIDUAL = ["features.*.conv.1", "features.*.conv.2", "features.0.*", "features.18.*"]
 """Layers of MobileNetV2 that stay whole: without channels of its residual stream nothing is left of the model."""
 CHANNELS = {"method": "prune_channels", "keep": 0.75, "exclude": RESIDUAL}
@@ -113,7 +113,7 @@ ROWS = (
     Row("smollm2", ORIGINAL, targets=(ORT, EXECUTORCH)),
     Row("smollm2", "20 layers, cut only", (DEPTH,), targets=(ORT, EXECUTORCH)),
     Row("smollm2", "MLPs 55%, cut only", (WIDTH,), targets=(ORT, EXECUTORCH), against="20 layers, cut only"),
-    Row("smollm2", "low rank 67%, cut only", (LOW_RANK,), targets=(ORT, EXECUTORCH), against="20 layers, cut only"),
+    Row("smollm2", "low rank 68%, cut only", (LOW_RANK,), targets=(ORT, EXECUTORCH), against="20 layers, cut only"),
     Row("smollm2", "20 layers, healed", (HEAL_DECODER,), source="20 layers, cut only", against="20 layers, cut only"),
     Row("smollm2", "MLPs 55%, healed", (HEAL_DECODER,), source="MLPs 55%, cut only", against="20 layers, healed"),
     Row("smollm2", "original, int8", (INT8,)),
