@@ -17,6 +17,8 @@ TITLES = {
 NEAR = 0.02
 """Share of operations that a runtime may add (zero points, rotations) before it is told."""
 NAMES = {"similarity": "Lee similarity", "language": "perplexity"}
+SAID = {"similarity": "Lee similarity", "language": "loss in nats", "KL, nats": "KL in nats"}
+"""Suites as the table's head and the sentences under it say them."""
 
 
 def interval(value: Mapping[str, float] | None, form: str = ".3f") -> str:
@@ -57,7 +59,7 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
     head += [f"speed-up, {RUNTIMES[target]}" for target in timed]
     head += [f"decode, {RUNTIMES[target]}, tok/s" for target in timed] if decodes else []
     head += [f"{likeness}, {RUNTIMES[target]}" for target in targets]
-    head += [NAMES.get(suite, suite) for suite in suites]
+    head += [f"{NAMES.get(suite, suite)} ({asked(suite, rows)})" for suite in suites]
     lines = [head, ["---"] * len(head)]
     for row, record in rows:
         cells = record["cells"]
@@ -77,6 +79,12 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def asked(suite: str, rows: Sequence[tuple[Row, Record]]) -> str:
+    """How many questions, where all rows were asked as many."""
+    counts = sorted({record["tasks"][suite]["n"] for _, record in rows if suite in (record["tasks"] or {})})
+    return "n = " + " or ".join(str(count) for count in counts)
+
+
 def flops(cells: Mapping[str, Record]) -> str:
     """Operations of the products with weights in the first file, and where a file makes others than the model."""
     found = [cell["products"] for cell in cells.values() if cell.get("products")]
@@ -88,17 +96,16 @@ def flops(cells: Mapping[str, Record]) -> str:
 
 
 def verdicts(rows: Sequence[tuple[Row, Record]]) -> list[str]:
-    """What the pairs of rows that have the same bytes say, in words: also where a method loses."""
+    """Which row answers better than those it is compared with, in words: also where a method loses."""
     by_name = {row.name: (row, record) for row, record in rows}
     found = []
     for row, record in rows:
-        if row.against is None or row.against not in by_name:
-            continue
-        other = by_name[row.against][1]
-        for suite, task in (record["tasks"] or {}).items():
-            if suite in (other["tasks"] or {}):
-                said = _paired(task, other["tasks"][suite])
-                found.append(f"- {row.name} beside {row.against}, {NAMES.get(suite, suite)}: {said}.")
+        for against in row.against:
+            other = by_name[against][1]["tasks"] if against in by_name else None
+            for suite, task in (record["tasks"] or {}).items():
+                if suite in (other or {}) and len(task["scores"]) == len(other[suite]["scores"]):
+                    said = _paired(task, other[suite])
+                    found.append(f"- {row.name}, beside {against}: {SAID.get(suite, suite)} {said}.")
     return found
 
 
@@ -115,8 +122,8 @@ def _paired(task: Record, other: Record) -> str:
     scale, unit = (100, " points") if task["unit"] == "share" else (1, "")
     words = f"{scale * difference.mean:+.3g}{unit} ({scale * difference.lower:+.3g} to {scale * difference.upper:+.3g})"
     if difference.lower > 0:
-        return f"better by {words}"
-    return f"worse by {words}" if difference.upper < 0 else f"no difference that these samples can tell, {words}"
+        return f"is better by {words}"
+    return f"is worse by {words}" if difference.upper < 0 else f"differs by no more than chance, {words}"
 
 
 def document(rows: Sequence[tuple[Row, Record]]) -> str:
