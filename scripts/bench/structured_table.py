@@ -57,7 +57,7 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
     likeness = next(cell["likeness"] for _, record in rows for cell in record["cells"].values())
     head = ["row", "parameters, M", *(f"{RUNTIMES[target]}, MB" for target in targets), "Mflop in the file"]
     head += [f"speed-up, {RUNTIMES[target]}" for target in timed]
-    head += [f"decode, {RUNTIMES[target]}, tok/s" for target in timed] if decodes else []
+    head += [f"decode, {RUNTIMES[target]}, tokens a CPU second" for target in timed] if decodes else []
     head += [f"{likeness}, {RUNTIMES[target]}" for target in targets]
     head += [f"{NAMES.get(suite, suite)} ({asked(suite, rows)})" for suite in suites]
     lines = [head, ["---"] * len(head)]
