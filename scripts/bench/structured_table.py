@@ -53,11 +53,10 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
     suites = list(dict.fromkeys(suite for _, record in rows for suite in record["tasks"] or ()))
     targets = [target for target in RUNTIMES if any(target in record["cells"] for _, record in rows)]
     timed = [target for target in targets if target != COREML]
-    decodes = any(cell.get("decode") for _, record in rows for cell in record["cells"].values())
+    decodes = any("language" in (record["tasks"] or {}) for _, record in rows)
     likeness = next(cell["likeness"] for _, record in rows for cell in record["cells"].values())
     head = ["row", "parameters, M", *(f"{RUNTIMES[target]}, MB" for target in targets), "Mflop in the file"]
-    head += [f"speed-up, {RUNTIMES[target]}" for target in timed]
-    head += [f"decode, {RUNTIMES[target]}, tokens a CPU second" for target in timed] if decodes else []
+    head += [f"speed-up{' of a token' if decodes else ''}, {RUNTIMES[target]}" for target in timed]
     head += [f"{likeness}, {RUNTIMES[target]}" for target in targets]
     head += [f"{NAMES.get(suite, suite)} ({asked(suite, rows)})" for suite in suites]
     lines = [head, ["---"] * len(head)]
@@ -67,10 +66,6 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
         line += [f"{cells[target]['bytes'] / 1e6:.1f}" if target in cells else "–" for target in targets]
         line.append(flops(cells))
         line += [speed(cells.get(target, {})) for target in timed]
-        if decodes:
-            line += [
-                f"{cells[target]['decode']:.1f}" if cells.get(target, {}).get("decode") else "–" for target in timed
-            ]
         # Another checkpoint was compared with itself.
         own = row.source is None
         line += [interval(cells[target]["parity"]) if own and target in cells else "–" for target in targets]
@@ -123,7 +118,7 @@ def _paired(task: Record, other: Record) -> str:
     words = f"{scale * difference.mean:+.3g}{unit} ({scale * difference.lower:+.3g} to {scale * difference.upper:+.3g})"
     if difference.lower > 0:
         return f"is better by {words}"
-    return f"is worse by {words}" if difference.upper < 0 else f"differs by no more than chance, {words}"
+    return f"is worse by {words}" if difference.upper < 0 else f"can't be told apart on these samples, {words}"
 
 
 def document(rows: Sequence[tuple[Row, Record]]) -> str:
