@@ -198,7 +198,6 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
     from edgeport.compress.folder import check_can_be_stored
     from edgeport.compress.portable import check_some_target_takes, portable_target
     from edgeport.model.compressed import RECORD, compressed_folder
-    from edgeport.restructuring import PruneChannels
 
     check_destination(request.output, force=request.force, marker=RECORD, what="compressed model")
     if compressed_folder(request.model) is not None:
@@ -224,12 +223,6 @@ def _prepare(request: CompressRequest, progress: Progress) -> Job:
         cache=False,
     )
     check_can_be_stored(job.model)
-    if any(isinstance(step, PruneChannels) for step in request.recipe.restructure):
-        raise BadInputError(
-            "A config of transformers can't say which channels of a conv net are left.",
-            where="prune_channels",
-            next_step="Prune and export it in one run: `edgeport export` takes it.",
-        )
     if request.target is None:
         check_some_target_takes(job.assignments)
     if not job.compresses:

@@ -26,7 +26,9 @@ WORST = 5
 def compress(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, zoo:NAME, or a .gguf file."),
+        typer.Argument(
+            metavar="MODEL", help="A Hugging Face folder or hub id, zoo:NAME, a .gguf file, or package.module:factory."
+        ),
     ],
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="What to do: a name of `edgeport recipes`, or a .toml file.")

@@ -25,10 +25,12 @@ from edgeport.model.compressed import (
     REFERENCE,
     WEIGHTS,
     Record,
+    Sizes,
     SourceRecord,
     WeightsFile,
     tied_names,
 )
+from edgeport.model.narrowed import narrowed_layers
 from edgeport.model.packed import form_of, pack_weight
 from edgeport.model.types import Model
 from edgeport.recipe import Recipe
@@ -67,33 +69,51 @@ class Compressed:
 
 
 def check_can_be_stored(model: Model) -> None:
-    """Refuse a model that a Hugging Face folder can't hold.
+    """Refuse a model that no folder can hold.
 
     Raises:
-        BadInputError: the module is not a class of transformers, loaded in the ordinary way.
+        BadInputError: neither a config of transformers, nor the zoo, nor a factory makes its module again.
     """
+    if _has_config(model) or model.source.kind in ("zoo", "factory"):
+        return
+    raise BadInputError(
+        f"{model.name} ({type(model.module).__name__}) can't be made again out of a folder.",
+        where="MODEL",
+        allowed="Hugging Face folders and hub ids, .gguf files, models of the zoo, package.module:factory",
+        next_step="Compress and export it in one run: `edgeport export` takes it.",
+    )
+
+
+def _has_config(model: Model) -> bool:
+    """The module is a class of transformers, loaded in the ordinary way."""
     import transformers
 
     cls = type(model.module)
-    if model.huggingface and model.source.kind != "factory" and getattr(transformers, cls.__name__, None) is cls:
-        return
-    raise BadInputError(
-        f"{model.name} is no transformers model ({cls.__name__}): a Hugging Face folder can't hold it.",
-        where="MODEL",
-        allowed="Hugging Face folders and hub ids, .gguf files, and those models of the zoo",
-        next_step="Compress and export it in one run: `edgeport export` takes it.",
-    )
+    return model.huggingface and model.source.kind != "factory" and getattr(transformers, cls.__name__, None) is cls
+
+
+def _narrowed(contents: Compressed, made_by: str | None) -> dict[str, Sizes]:
+    """Layers with other sizes than the config, or the code, gives them."""
+    module: Any = contents.model.module
+    if made_by is not None:
+        return narrowed_layers(module, contents.original.module)
+    if not any(step.method == "prune_channels" for step in contents.steps):
+        return {}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return narrowed_layers(module, type(module)(module.config))
 
 
 def write_compressed(folder: Path, contents: Compressed) -> Record:
     """Write the files into an existing empty folder. The same contents give the same bytes."""
     model = contents.model
-    transposed = _transposed(model) if contents.steps else None
+    made_by = None if _has_config(model) else model.source.reference
+    transposed = _transposed(model) if contents.steps and made_by is None else None
     weights: WeightsFile = WEIGHTS if transposed is None else PLAIN_WEIGHTS
-    config = _config(model)
-    if transposed is not None:
-        del config["quantization_config"]
-    (folder / CONFIG).write_text(canonical_json(config))
+    if made_by is None:
+        config = _config(model)
+        if transposed is not None:
+            del config["quantization_config"]
+        (folder / CONFIG).write_text(canonical_json(config))
     save_file(_tensors(model, transposed or ()), folder / weights, metadata={"format": "pt"})
     for name, path in model.assets.items():
         shutil.copyfile(path, folder / name)
@@ -117,6 +137,8 @@ def write_compressed(folder: Path, contents: Compressed) -> Record:
         tied=tied_names(model.module),
         added=tuple(name for name, _ in model.module.named_parameters() if name not in original),
         weights=weights,
+        made_by=made_by,
+        narrowed=_narrowed(contents, made_by),
         transposed=transposed or (),
         sparse=dict(model.sparse),
         steps=tuple(json.loads(_STEPS.dump_json(contents.steps))),

@@ -1,6 +1,7 @@
 """Load what `edgeport compress` wrote: a Hugging Face folder whose weights are packed codes and scales.
 
-    config.json               the module's config; its quantization_config names edgeport
+    config.json               the module's config; its quantization_config names edgeport; absent where the zoo or a
+                              factory makes the module
     compressed.safetensors    float tensors as they are, compressed ones in parts (edgeport.model.packed);
                               model.safetensors, and no quantization_config, where only layers, channels or tokens were
                               removed: transformers loads such a folder like any other
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 RECORD = "edgeport.json"
 CONFIG = "config.json"
+Sizes = tuple[int, int, int]
+"""Of a layer, as in edgeport.model.narrowed, which loads torch."""
 WeightsFile = Literal["compressed.safetensors", "model.safetensors"]
 WEIGHTS: WeightsFile = "compressed.safetensors"
 PLAIN_WEIGHTS: WeightsFile = "model.safetensors"
@@ -68,6 +71,9 @@ class Record(Strict):
         added: parameters which the config makes the model without: biases that preparation passes gave to layers,
             and the matrices of low-rank corrections and factored layers.
         weights: the file that holds them.
+        made_by: what builds the module where no config can: the original's own reference, a model of the zoo or a
+            factory. Of such a folder the weights are here, and the structure is the code's.
+        narrowed: layers with other sizes than the config, or that code, gives them (edgeport.model.narrowed).
         transposed: weights that it holds as transformers does (K, N), and the module as Linear layers do.
         sparse: how many numbers are left of the weights that pruning put zeros into.
         steps: what pruning, factorizing and the like did (edgeport.compress.restructure).
@@ -89,6 +95,8 @@ class Record(Strict):
     tied: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...]
     added: tuple[str, ...]
     weights: WeightsFile = WEIGHTS
+    made_by: str | None = None
+    narrowed: dict[str, Sizes] = Field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     sparse: dict[str, int] = Field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
@@ -143,7 +151,8 @@ def check_files(folder: Path, record: Record) -> None:
         BadInputError: naming the first file that is missing or changed.
     """
     present = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
-    for needed in (CONFIG, record.weights, f"{REFERENCE}/inputs.safetensors", f"{REFERENCE}/outputs.safetensors"):
+    config = () if record.made_by else (CONFIG,)
+    for needed in (*config, record.weights, f"{REFERENCE}/inputs.safetensors", f"{REFERENCE}/outputs.safetensors"):
         if needed not in record.files:
             raise BadInputError(f"The record names no {needed}.", where=folder / RECORD)
     for name, digest in sorted(record.files.items()):
@@ -168,6 +177,7 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
     """
     from edgeport.model.build import build_huggingface
     from edgeport.model.huggingface import quiet
+    from edgeport.model.narrowed import narrow
 
     record = read_record(folder)
     check_files(folder, record)
@@ -176,20 +186,24 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
             f"The model was compressed for the task {record.task!r}.", where="--task", allowed=record.task
         )
     quantized, floats = _read_weights(folder, record)
-    with quiet():
-        module = _empty_module(folder, record, set(floats) | set(quantized))
-        source = _source(folder, record)
-        model = build_huggingface(
-            module,
-            name=record.name,
-            reference=source.reference,
-            kind=source.kind,
-            task=record.task,
-            files=source.files,
-            assets={name: folder / name for name in record.assets},
-            licence=source.licence,
-            note=source.note,
-        )
+    source = _source(folder, record)
+    if record.made_by is not None:
+        model = _by_code(folder, record, source)
+    else:
+        with quiet():
+            model = build_huggingface(
+                _empty_module(folder, record, set(floats) | set(quantized)),
+                name=record.name,
+                reference=source.reference,
+                kind=source.kind,
+                task=record.task,
+                files=source.files,
+                assets={name: folder / name for name in record.assets},
+                licence=source.licence,
+                note=source.note,
+            )
+    # Behind the folding of norms, which runs the module.
+    narrow(model.module, record.narrowed)
     _fill(model.module, record, quantized, floats, folder)
     unknown = set(record.activations) ^ set(quantized)
     if unknown:
@@ -206,6 +220,35 @@ def load_compressed(folder: Path, *, task: str | None = None) -> Model:
         ranges=dict(record.ranges),
         sparse=dict(record.sparse),
     )
+
+
+def _by_code(folder: Path, record: Record, source: Source) -> Model:
+    """The model that the zoo or a factory makes, with layers of the record's sizes.
+
+    Raises:
+        BadInputError: it can't be made here, or has no such layers.
+    """
+    import copy
+
+    from edgeport.model.load import load_model
+
+    assert record.made_by is not None
+    if Path(record.made_by).exists():
+        raise BadInputError(
+            "The record names a path where code makes the module.",
+            where=folder / RECORD,
+            allowed="zoo:NAME, or package.module:factory",
+        )
+    made = load_model(record.made_by, task=record.task)
+    module = copy.deepcopy(made.module)
+    if type(module).__name__ != record.architecture:
+        raise BadInputError(
+            f"{record.made_by} makes a {type(module).__name__}, the weights are of a {record.architecture}.",
+            where=folder / RECORD,
+            next_step="Use the code that the model was compressed with.",
+        )
+    assets = {name: folder / name for name in record.assets}
+    return replace(made, module=module, name=record.name, source=source, assets=assets)
 
 
 def _source(folder: Path, record: Record) -> Source:

@@ -176,7 +176,6 @@ def cell_of(row: Row, target: str, folder: Path, original: Bundle | None) -> dic
             limit_seconds=SECONDS,
         )
         ratio = latency.cpu_ratio or latency.ratio
-    rates = evidence.generation.rates if evidence.generation is not None else ()
     return {
         "bytes": evidence.size.bytes,
         "predicted_bytes": evidence.size.predicted_bytes,
@@ -184,7 +183,6 @@ def cell_of(row: Row, target: str, folder: Path, original: Bundle | None) -> dic
         # Another checkpoint is compared with itself there.
         "parity": parity if row.source is None else None,
         "time_ratio": None if ratio is None else ratio.model_dump(),
-        "decode": rates[0].decode_tokens_per_s if rates else None,
         "products": None if evidence.products is None else evidence.products.model_dump(mode="json"),
         "steps": [
             {key: value for key, value in asdict_of(step).items() if key != "parts"} for step in bundle.manifest.steps

@@ -17,6 +17,8 @@ TITLES = {
 NEAR = 0.02
 """Share of operations that a runtime may add (zero points, rotations) before it is told."""
 NAMES = {"similarity": "Lee similarity", "language": "perplexity"}
+SAID = {"similarity": "Lee similarity", "language": "loss in nats", "KL, nats": "KL in nats"}
+"""Suites as the table's head and the sentences under it say them."""
 
 
 def interval(value: Mapping[str, float] | None, form: str = ".3f") -> str:
@@ -51,13 +53,12 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
     suites = list(dict.fromkeys(suite for _, record in rows for suite in record["tasks"] or ()))
     targets = [target for target in RUNTIMES if any(target in record["cells"] for _, record in rows)]
     timed = [target for target in targets if target != COREML]
-    decodes = any(cell.get("decode") for _, record in rows for cell in record["cells"].values())
+    decodes = any("language" in (record["tasks"] or {}) for _, record in rows)
     likeness = next(cell["likeness"] for _, record in rows for cell in record["cells"].values())
     head = ["row", "parameters, M", *(f"{RUNTIMES[target]}, MB" for target in targets), "Mflop in the file"]
-    head += [f"speed-up, {RUNTIMES[target]}" for target in timed]
-    head += [f"decode, {RUNTIMES[target]}, tok/s" for target in timed] if decodes else []
+    head += [f"speed-up{' of a token' if decodes else ''}, {RUNTIMES[target]}" for target in timed]
     head += [f"{likeness}, {RUNTIMES[target]}" for target in targets]
-    head += [NAMES.get(suite, suite) for suite in suites]
+    head += [f"{NAMES.get(suite, suite)} ({asked(suite, rows)})" for suite in suites]
     lines = [head, ["---"] * len(head)]
     for row, record in rows:
         cells = record["cells"]
@@ -65,16 +66,18 @@ def table(rows: Sequence[tuple[Row, Record]]) -> str:
         line += [f"{cells[target]['bytes'] / 1e6:.1f}" if target in cells else "–" for target in targets]
         line.append(flops(cells))
         line += [speed(cells.get(target, {})) for target in timed]
-        if decodes:
-            line += [
-                f"{cells[target]['decode']:.1f}" if cells.get(target, {}).get("decode") else "–" for target in timed
-            ]
         # Another checkpoint was compared with itself.
         own = row.source is None
         line += [interval(cells[target]["parity"]) if own and target in cells else "–" for target in targets]
         line += [score(suite, record["tasks"][suite]) if suite in (record["tasks"] or ()) else "–" for suite in suites]
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def asked(suite: str, rows: Sequence[tuple[Row, Record]]) -> str:
+    """How many questions, where all rows were asked as many."""
+    counts = sorted({record["tasks"][suite]["n"] for _, record in rows if suite in (record["tasks"] or {})})
+    return "n = " + " or ".join(str(count) for count in counts)
 
 
 def flops(cells: Mapping[str, Record]) -> str:
@@ -88,17 +91,16 @@ def flops(cells: Mapping[str, Record]) -> str:
 
 
 def verdicts(rows: Sequence[tuple[Row, Record]]) -> list[str]:
-    """What the pairs of rows that have the same bytes say, in words: also where a method loses."""
+    """Which row answers better than those it is compared with, in words: also where a method loses."""
     by_name = {row.name: (row, record) for row, record in rows}
     found = []
     for row, record in rows:
-        if row.against is None or row.against not in by_name:
-            continue
-        other = by_name[row.against][1]
-        for suite, task in (record["tasks"] or {}).items():
-            if suite in (other["tasks"] or {}):
-                said = _paired(task, other["tasks"][suite])
-                found.append(f"- {row.name} beside {row.against}, {NAMES.get(suite, suite)}: {said}.")
+        for against in row.against:
+            other = by_name[against][1]["tasks"] if against in by_name else None
+            for suite, task in (record["tasks"] or {}).items():
+                if suite in (other or {}) and len(task["scores"]) == len(other[suite]["scores"]):
+                    said = _paired(task, other[suite])
+                    found.append(f"- {row.name}, beside {against}: {SAID.get(suite, suite)} {said}.")
     return found
 
 
@@ -115,8 +117,8 @@ def _paired(task: Record, other: Record) -> str:
     scale, unit = (100, " points") if task["unit"] == "share" else (1, "")
     words = f"{scale * difference.mean:+.3g}{unit} ({scale * difference.lower:+.3g} to {scale * difference.upper:+.3g})"
     if difference.lower > 0:
-        return f"better by {words}"
-    return f"worse by {words}" if difference.upper < 0 else f"no difference that these samples can tell, {words}"
+        return f"is better by {words}"
+    return f"is worse by {words}" if difference.upper < 0 else f"can't be told apart on these samples, {words}"
 
 
 def document(rows: Sequence[tuple[Row, Record]]) -> str:

@@ -162,6 +162,27 @@ def test_a_flattened_channel_takes_all_its_features(residual: Model) -> None:
     assert set(second.readers) == {("third.0", 8 + 5)}
 
 
+class InPlace(nn.Module):
+    """A residual branch that is added into the very output of a convolution, as ResNets of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grow, self.back = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.back(self.grow(x).relu_())
+        y += x
+        return self.classifier(y.relu_().mean((2, 3)))
+
+
+def test_what_is_written_in_place_goes_together() -> None:
+    torch.manual_seed(0)
+    groups = {bundle.layers for bundle in find_bundles(model_of(InPlace()))}
+    assert groups == {("stem", "back"), ("grow",)}
+
+
 def test_what_can_not_be_cut_stays_whole() -> None:
     torch.manual_seed(0)
     assert {bundle.layers for bundle in find_bundles(model_of(Shared()))} == {("free.0",)}

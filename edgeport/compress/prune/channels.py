@@ -74,7 +74,8 @@ class _Watch:
             def hook(_layer: Any, _inputs: Any, output: torch.Tensor) -> None:
                 if name in self.clean:
                     self.repeated.add(name)
-                self.clean[name] = output
+                # A copy: what follows may write into it (`x += residual`).
+                self.clean[name] = output.clone()
 
             return hook
 
@@ -103,9 +104,8 @@ class _Watch:
             def hook(_layer: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
                 if name in self.repeated:
                     return torch.full_like(output, torch.nan if name == writer else 0.0)
-                value = self.clean[name]
+                value = self.clean[name].clone()
                 if name == writer and wrong is not None:
-                    value = value.clone()
                     _channels_first(layer, value)[wrong] = torch.nan
                 return value
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from edgeport.model.types import Model
 
 RIDGE = 0.1
 """r, relative to the mean of the diagonal of x x^T: directions that few inputs have keep their weights."""
+
+WIDEST = 8192
+"""Weights of one output beyond which a layer is left as it is: x x^T would take more than half a gigabyte."""
 
 Layer = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d
 Inputs = Sequence[Mapping[str, torch.Tensor]]
@@ -56,10 +59,11 @@ def _rows(layer: Layer, value: torch.Tensor) -> torch.Tensor:
 
 
 def _solvable(layer: Any) -> bool:
+    if not isinstance(layer, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d) or layer.weight[0].numel() > WIDEST:
+        return False
     if isinstance(layer, torch.nn.Linear):
         return True
-    plain = isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d) and layer.padding_mode == "zeros"
-    return plain and not isinstance(layer.padding, str)
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _order(model: Model) -> list[str]:
@@ -90,9 +94,8 @@ def _watched(
 
     handle = module.get_submodule(name).register_forward_hook(hook)
     try:
-        call(module, sample)
-    except _Stop:
-        pass
+        with suppress(_Stop):
+            call(module, sample)
     finally:
         handle.remove()
     return found[0]
