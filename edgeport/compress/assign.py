@@ -29,6 +29,11 @@ FACTORS = WeightFormat.parse("int8")
 """What the matrices of a low-rank correction are stored in."""
 
 
+FEW_ROWS = 8
+"""Tables of at most so many rows (BERT's token types) stay in float: most positions read the same row, so that its
+error is the same everywhere and adds up, and there are next to no bytes to save."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What one weight becomes.
@@ -263,6 +268,8 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
         if step is not None:
             if any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in step.exclude):
                 reason = "excluded by the recipe"
+            elif kinds == ("embedding",) and shape[0] <= FEW_ROWS:
+                reason = f"a table of {shape[0]} rows: next to no bytes, and nearly every position reads its error"
             else:
                 format_name = candidates(step, target, kinds, name, (shape[0], columns))[0]
                 reason = "first format of the recipe that the target takes"

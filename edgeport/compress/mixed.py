@@ -128,6 +128,8 @@ def choose_formats(
     assert step.bits_per_weight is not None
     formats = choices(assignments, step, target)
     open_ = [item for item in assignments if item.name in formats]
+    if not open_:
+        return tuple(assignments), {}
     # A tied weight costs what it does where it is looked up and what it does where it multiplies.
     users = {item.name: [name.rpartition(".")[0] for name in item.tied or (item.name,)] for item in open_}
     layers = {user: model.module.get_submodule(user) for found in users.values() for user in found}
@@ -145,7 +147,7 @@ def choose_formats(
         ]
         if progress is not None:
             progress(index + 1, len(open_), f"choosing bits, {item.name.removesuffix('.weight')}")
-    chosen = allocate(options, int(weights * step.bits_per_weight / 8)) if options else {}
+    chosen = allocate(options, int(weights * step.bits_per_weight / 8))
     table = {
         name: tuple(
             Option(choice.format, choice.bytes, choice.cost, choice.format == chosen[name].format)

@@ -109,7 +109,9 @@ def measure_sensitivity(
     try:
         with observed(layers) as moments, torch.enable_grad():
             for sample in inputs:
-                objective(call(module, sample), outputs, generator).backward()  # type: ignore[no-untyped-call]
+                drawn = objective(call(module, sample), outputs, generator)
+                if drawn.requires_grad:  # otherwise no layer of these has a say in the outputs
+                    drawn.backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()

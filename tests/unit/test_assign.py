@@ -75,6 +75,16 @@ def test_a_group_that_does_not_divide_falls_back_to_the_next_format(model):
     assert chosen["odd.weight"][0] == "int8"
 
 
+def test_a_table_of_a_few_rows_stays_in_float():
+    rows = assign(
+        model_of(torch.nn.ModuleDict({"types": torch.nn.Embedding(2, 32), "tokens": torch.nn.Embedding(9, 32)})),
+        load_recipe("int8"),
+        load_target("linux-x86_64-ort"),
+    )
+    assert {row.name: row.format.name for row in rows} == {"types.weight": "float", "tokens.weight": "int8"}
+    assert "2 rows" in rows[0].reason
+
+
 def test_a_tied_weight_is_one_row_with_all_its_names(model):
     rows = {row.name: row for row in assign(model, load_recipe("int8"), load_target("android-arm64-ort"))}
     assert rows["embed.weight"].tied == ("embed.weight", "head.weight")

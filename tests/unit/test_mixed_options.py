@@ -74,3 +74,14 @@ def test_a_tied_weight_costs_what_it_does_in_both_places():
     costs = {key: found.cost(change) for key, found in alone.items()}
     assert min(costs.values()) > 0
     assert option.cost == pytest.approx(sum(costs.values()), rel=0.02)
+
+
+def test_without_a_weight_to_choose_for_everything_stays_as_assigned():
+    # iOS 17 takes one 8-bit format for linear weights: nothing is left to choose, and no gradient is there to take.
+    model, target = tied_decoder(), load_target("ios17-coreml")
+    asked = recipe(linear=["int8", "int4_g32"], embedding=["int8"], bits_per_weight=6.0)
+    assignments = assign(model, asked, target)
+    assert choose_formats(model, asked, target, assignments, [{"input_ids": torch.zeros(1, 4, dtype=torch.int64)}]) == (
+        assignments,
+        {},
+    )
