@@ -17,7 +17,7 @@ from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.formats import ActivationFormat, LayerKind, WeightFormat
 from edgeport.model.corrected import factor_names
 from edgeport.model.types import Model
-from edgeport.quantized import QuantizedTensor, ScaleDtype, round_scale
+from edgeport.quantized import ScaleDtype
 from edgeport.recipe import Qera, Quantize, Recipe
 from edgeport.restructuring import Sparsify
 from edgeport.target import Target, load_target, target_names
@@ -140,12 +140,12 @@ def reassigned(item: Assignment, name: str, target: Target) -> Assignment:
         item,
         format=chosen,
         activation=item.activation if chosen.quantized else "float",
-        scale_dtype=_scale_dtype(target, chosen),
+        scale_dtype=scale_dtype_of(target, chosen),
         signed_scales=target.scales.signed and chosen.group_size is not None,
     )
 
 
-def _activation(
+def activation_of(
     step: Quantize,
     target: Target,
     kinds: tuple[LayerKind, ...],
@@ -188,7 +188,7 @@ def fallback_activation(item: Assignment, step: Quantize, target: Target, reason
     return replace(reassigned(item, "float", target), reason=f"{reason}, and the target has nothing else for its kind")
 
 
-def _scale_dtype(target: Target, weight_format: WeightFormat) -> ScaleDtype:
+def scale_dtype_of(target: Target, weight_format: WeightFormat) -> ScaleDtype:
     """The float type of a format's scales. Palettes are stored like the scales of whole channels."""
     grouped = weight_format.group_size is not None and weight_format.scheme != "lut"
     return target.scales.grouped if grouped else target.scales.per_channel
@@ -281,7 +281,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
         if weight_format.quantized and step is not None:
             # Ranges belong to one layer, and static kernels multiply weights with one scale a channel.
             static = len(names) == 1 and weight_format.name == "int8"
-            activation = _activation(step, target, kinds, name, static=static)
+            activation = activation_of(step, target, kinds, name, static=static)
         result.append(
             Assignment(
                 name=name,
@@ -289,7 +289,7 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
                 shape=shape,
                 format=weight_format,
                 activation=activation,
-                scale_dtype=_scale_dtype(target, weight_format),
+                scale_dtype=scale_dtype_of(target, weight_format),
                 tied=names if len(names) > 1 else (),
                 reason=reason,
                 signed_scales=target.scales.signed and weight_format.group_size is not None,
@@ -334,7 +334,7 @@ def _correction(item: Assignment, step: Qera, target: Target) -> tuple[Assignmen
     factor = replace(
         item,
         format=FACTORS,
-        scale_dtype=_scale_dtype(target, FACTORS),
+        scale_dtype=scale_dtype_of(target, FACTORS),
         signed_scales=False,
         tied=(),
         reason=f"corrects {item.name}",
@@ -345,85 +345,3 @@ def _correction(item: Assignment, step: Qera, target: Target) -> tuple[Assignmen
         replace(factor, name=down, shape=(step.rank, columns)),
         replace(factor, name=up, shape=(rows, step.rank)),
     )
-
-
-def assign_compressed(
-    model: Model, formats: Mapping[str, str], recipe: Recipe, target: Target
-) -> tuple[Assignment, ...]:
-    """What the weights of a model that was compressed before become on a target: the same codes and values.
-
-    Activations are no part of the weights, so the recipe's first choice that this target offers is taken.
-
-    Args:
-        formats: the weight format of each tensor in `model.quantized`.
-
-    Raises:
-        TargetRefusesError: the target can't take a weight as it is.
-        BadInputError: a compressed weight belongs to no layer that can be compressed.
-    """
-    check_precision(recipe, target)
-    step = recipe.quantize
-    parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    layers = compressible(model.module)
-    stray = sorted(set(model.quantized) - set(layers))
-    if stray:
-        raise BadInputError("A compressed weight belongs to no layer that can be compressed.", where=stray[0])
-    result = []
-    for name, (kinds, names) in layers.items():
-        weight_format = WeightFormat.parse(formats[name] if name in model.quantized else "float")
-        _check_taken(weight_format, kinds, name, target)
-        scale_dtype = _scale_dtype(target, weight_format)
-        activation: ActivationFormat = "float"
-        if name in model.quantized and step is not None:
-            _check_scales(model.quantized[name], scale_dtype, name, target)
-            activation = _activation(step, target, kinds, name, static=name in model.ranges)
-        result.append(
-            Assignment(
-                name=name,
-                kinds=kinds,
-                shape=tuple(parameters[name].shape),
-                format=weight_format,
-                activation=activation,
-                scale_dtype=scale_dtype,
-                tied=names if len(names) > 1 else (),
-                reason="compressed before the export",
-            )
-        )
-    return tuple(result)
-
-
-def _check_taken(weight_format: WeightFormat, kinds: tuple[LayerKind, ...], name: str, target: Target) -> None:
-    for kind in kinds:
-        if weight_format.name not in target.weight_formats(kind):
-            raise TargetRefusesError(
-                f"The target {target.name!r} takes no {kind} weights in {weight_format.name}, "
-                "and the model is already compressed.",
-                where=f"layer {name}",
-                allowed=f"{kind} weights in {', '.join(target.weight_formats(kind))}",
-                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or choose "
-                "another target (`edgeport targets`).",
-            )
-
-
-def _check_scales(tensor: QuantizedTensor, dtype: ScaleDtype, name: str, target: Target) -> None:
-    for values in (tensor.scale, tensor.palette):
-        if values is None:
-            continue
-        negative = int((values < 0).sum())
-        if negative and values is tensor.scale and not target.scales.signed:
-            raise TargetRefusesError(
-                f"The target {target.name!r} takes no negative scales, which {negative} of this weight are.",
-                where=f"layer {name}",
-                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or for no "
-                "target in particular.",
-            )
-        lost = int((round_scale(values, dtype) != values).sum())
-        if lost:
-            raise TargetRefusesError(
-                f"The target {target.name!r} stores scales as {dtype}, which can't hold {lost} of {values.numel()} "
-                "of this weight, and the model is already compressed.",
-                where=f"layer {name}",
-                allowed=f"scales in {dtype}",
-                next_step=f"Compress the original for it (`edgeport compress --target {target.name}`), or for no "
-                "target in particular.",
-            )

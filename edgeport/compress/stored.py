@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeport.compress.apply import LayerRecord
-from edgeport.compress.assign import Assignment, assign_compressed, check_sparse
+from edgeport.compress.assign import Assignment, check_sparse
+from edgeport.compress.assign_compressed import assign_compressed
 from edgeport.compress.folder import calibration_record, layer_records, step_records
 from edgeport.compress.restructure import StepRecord
 from edgeport.data.samples import SampleRecord

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from edgeport.compress.apply import apply_recipe
-from edgeport.compress.assign import assign, assign_compressed
+from edgeport.compress.assign import assign
+from edgeport.compress.assign_compressed import assign_compressed
 from edgeport.compress.portable import LEAST_SCALE, make_portable, portable_target
 from edgeport.compress.stored import restate
 from edgeport.errors import BadInputError, TargetRefusesError
