@@ -202,7 +202,8 @@ def test_a_plan_says_what_is_done_already(folder: Callable[..., Path], tmp_path:
     assert details["compress"] == "recipe int8, done before"
     assert details["reference"] == "stored with the compressed model"
     assert "dequantised" in details["baseline"]
-    assert {layer.format for layer in planned.layers} == {"int8"}
+    token_types = "bert.embeddings.token_type_embeddings.weight"
+    assert {layer.format for layer in planned.layers if layer.name != token_types} == {"int8"}
     assert {layer.activation for layer in planned.layers} == {"float"}
 
 

@@ -362,7 +362,9 @@ def test_two_files_are_explained_by_the_logical_form(shipped, tmp_path):
 def test_sensitivity_is_the_effect_of_one_layer_alone(shipped):
     found, model = shipped("onnx")
     sensitivity = measure_sensitivity(found, model, ignore)
-    assert [row.effect for row in sensitivity.rows] == sorted((row.effect for row in sensitivity.rows), reverse=True)
+    effects = [row.effect for row in sensitivity.rows if row.format != "float"]
+    assert effects == sorted(effects, reverse=True)
+    assert None not in effects
     name = "bert.pooler.dense.weight"
     alone = load_model_like(model)
     with torch.no_grad():
@@ -511,6 +513,9 @@ def test_two_bundles_as_differences(bundles, tiny_model):
     assert found.changes.other_file == sizes[0]
     assert sum(cell.this - cell.other for cell in found.changes.cells) == sizes[1] - sizes[0]
     for row in found.changes.layers:
+        if row.format == "float":
+            assert "token_type" in row.layer
+            continue
         assert (row.other_format, row.format) == ("int8", "int4_g16" if "embeddings" in row.layer else "int2_g32")
         assert row.error > row.other_error
     assert any("was not measured" in note for note in found.changes.notes) is False

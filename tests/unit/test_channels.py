@@ -97,9 +97,9 @@ def residual() -> Model:
     return model_of(Residual())
 
 
-def pictures() -> list[dict[str, torch.Tensor]]:
+def pictures(count: int = 3) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [{"x": torch.randn(1, 3, 8, 8, generator=generator)} for _ in range(3)]
+    return [{"x": torch.randn(1, 3, 8, 8, generator=generator)} for _ in range(count)]
 
 
 def test_what_is_added_and_multiplied_goes_together(residual: Model) -> None:
@@ -213,12 +213,12 @@ def test_excluded_layers_and_nothing_left(residual: Model) -> None:
 
 @pytest.mark.parametrize("name", ["project", "depth.0", "classifier"])
 def test_a_solved_layer_is_the_least_squares_solution(name: str, residual: Model) -> None:
-    kept, _ = choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=2), pictures())
+    kept, _ = choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=2), pictures(20))
     cut = cut_channels(residual, kept)
-    solved = repair_channels(cut, residual, kept, pictures())
+    solved = repair_channels(cut, residual, kept, pictures(20))
     layer, before = solved.module.get_submodule(name), cut.module.get_submodule(name)
     systems, targets = [], []
-    for sample in pictures():
+    for sample in pictures(20):
         given, _ = seen(solved.module, name, sample)
         _, wanted = seen(residual.module, name, sample)
         wanted = wanted[:, list(kept.get(f"out.{name}", kept.get(f"through.{name}", range(wanted.shape[1]))))]
@@ -248,6 +248,17 @@ def test_a_solved_layer_is_the_least_squares_solution(name: str, residual: Model
         stacked = torch.cat([part, root * torch.eye(part.shape[1], dtype=torch.float64)])
         wanted_rows = torch.cat([y[:, own], root * start.T])
         assert torch.allclose(found, torch.linalg.lstsq(stacked, wanted_rows).solution.T, atol=1e-4)
+
+
+def test_a_layer_with_fewer_inputs_than_weights_stays_as_it_is(residual: Model) -> None:
+    kept, _ = choose_channels(residual, PruneChannels(method="prune_channels", keep=0.5, multiple=2), pictures())
+    cut = cut_channels(residual, kept)
+    before, few, enough = (
+        model.module.get_submodule("classifier").weight
+        for model in (cut, *(repair_channels(cut, residual, kept, pictures(count)) for count in (2, 20)))
+    )
+    assert torch.equal(few, before)
+    assert not torch.allclose(enough, before)
 
 
 def seen(module: nn.Module, name: str, sample: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

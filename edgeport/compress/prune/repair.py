@@ -4,6 +4,8 @@ He, Zhang & Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Network
 section 3.1: with x the inputs of a layer in the narrowed net and y its outputs in the whole one, the weights that are
 left change by D to make ||y - (W + D) x||^2 + r ||D||^2 least, which is D = (y - W x) x^T (x x^T + r I)^-1. Layers go
 in the order in which they run, each on what the solved ones before it give. No gradient, no step size: one solution.
+A layer that the inputs show fewer vectors than it has weights for one output (a classifier behind a pooling, on a few
+pictures) would learn them by heart, and stays as it is.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ def repair_channels(model: Model, whole: Model, kept: Mapping[str, Sequence[int]
         rows = kept.get(f"out.{name}", kept.get(f"through.{name}"))
         square: torch.Tensor | float = 0.0
         cross: torch.Tensor | float = 0.0
+        seen = 0
         for sample in inputs:
             given, made = _watched(module, name, sample)
             _, wanted = _watched(whole.module, name, sample)
@@ -124,10 +127,13 @@ def repair_channels(model: Model, whole: Model, kept: Mapping[str, Sequence[int]
             columns = _columns(layer, given)
             if layer.bias is not None:
                 columns = torch.cat([columns, torch.ones_like(columns[:, :1])], 1)
+            seen += columns.shape[2]
             square = square + columns @ columns.mT
             cross = cross + _rows(layer, wanted - made) @ columns.mT
         assert isinstance(square, torch.Tensor)
         assert isinstance(cross, torch.Tensor)
+        if seen < square.shape[1]:
+            continue
         ridge = RIDGE * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         damped = square + ridge[:, None, None] * torch.eye(square.shape[1], dtype=torch.float64)
         change = torch.linalg.solve(damped, cross, left=False)
