@@ -67,6 +67,10 @@ class Delta:
     note: str = ""
 
 
+ROUNDING = 1e-7
+"""Outputs are float32: a mean of them that moved by less did so by the order of summation."""
+
+
 def deltas(new: Measurements, old: Measurements) -> tuple[Delta, ...]:
     """Every number that both have, and those that only one has, in the order of a report."""
     return (
@@ -103,6 +107,7 @@ def _parity(new: Measurements, old: Measurements) -> Iterator[Delta]:
             change, direction, note = ABSENT, UNKNOWN, why or "one of the two has it"
             if now is not None and was is not None and why is None:
                 moved = now.mean - was.mean
+                moved = 0.0 if abs(moved) <= ROUNDING * max(1.0, abs(was.mean)) else moved
                 direction = "same" if moved == 0 else "better" if sign * moved > 0 else "worse"
                 change, note = f"{moved:+.2g}".replace("-", MINUS), "the same inputs"
             yield Delta(f"{words}, {after.output}", texts[0], texts[1], change, direction, note)

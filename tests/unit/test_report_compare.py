@@ -226,6 +226,17 @@ def test_deltas_say_what_is_shown_and_what_is_not() -> None:
     assert found["cosine to the original, y"].direction == "same"
 
 
+@pytest.mark.parametrize(("by", "change", "direction"), [(1e-12, "+0", "same"), (1e-3, "−0.001", "worse")])
+def test_a_change_in_the_last_bits_is_none(by: float, change: str, direction: str) -> None:
+    old = evidence(1000, 0, 10.0)
+    (parity,) = old.parity
+    assert parity.cosine is not None
+    cosine = parity.cosine.model_copy(update={"mean": parity.cosine.mean - by})
+    new = old.model_copy(update={"parity": (parity.model_copy(update={"cosine": cosine}),)})
+    (found,) = (delta for delta in deltas(new, old) if delta.what == "cosine to the original, y")
+    assert (found.change, found.direction) == (change, direction)
+
+
 def test_deltas_of_what_differs_anyway_are_not_told() -> None:
     elsewhere = HERE.model_copy(update={"memory_gb": 16.0})
     other = DATA.model_copy(update={"slice": "other"})
