@@ -56,8 +56,8 @@ another slice. So few samples rank methods that differ clearly; they don't separ
 
 *run by* is what executed the file. "Core ML reference evaluator" is edgeport's own interpreter of Core ML programs, for
 coremltools' files and ours alike: no Apple hardware was used. *simulated* rows run in PyTorch with the numbers the tool
-chose; their MB is what dense packing would take, and 1% is allowed for the graph. llama.cpp's rows run its dequantised
-weights in PyTorch, and their MB counts tensors alone.
+chose; their MB is what dense packing would take. llama.cpp's rows run its dequantised weights in PyTorch, and their MB
+counts tensors alone. To both a file of ours may add 1% for its graph.
 
 *bits/weight* counts scales and zero points and averages over the weights that are quantized; *MB* is the whole file in
 1e6 bytes. "embeddings float" in a row therefore means few bits a weight and a large file. `MatMulNBits` and NNCF leave

@@ -16,7 +16,7 @@ SLACK = 0.2
 """The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight: what
 float32 scales of every channel take in small convolutions."""
 GRAPH = 1.01
-"""A simulated row has weights only; a file also has the graph."""
+"""What PyTorch ran (simulated, llama.cpp's tensors) is counted without the graph that a file also has."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def duels(rows: Sequence[Result]) -> list[Duel]:
     """
     found = []
     for peer in sorted((row for row in rows if not row.ours), key=lambda row: row.error):
-        size = peer.bytes * (GRAPH if peer.simulated else 1)
+        size = peer.bytes * (GRAPH if peer.simulated or peer.anywhere else 1)
         able = [
             row
             for row in rows
