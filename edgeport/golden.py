@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgeport.job import Job
 from edgeport.model.digest import state_digest
 from edgeport.progress import Progress
-from edgeport.storage import canonical_json
+from edgeport.reference import write_reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +33,7 @@ def make_golden(model: Model, jobs: Sequence[Job], count: int, progress: Progres
     from edgeport.data.samples import samples, sequence_axis
     from edgeport.model.shapes import with_limit
     from edgeport.plan import reference_bytes
-    from edgeport.runtime.torch import TorchSession
     from edgeport.stages import run_stage, stage_key
-    from edgeport.vectors import save_vectors
 
     axes = [axis for job in jobs if (axis := sequence_axis(job.model)) is not None and axis.name == "sequence"]
     limited = with_limit(model, "sequence", min(axis.maximum for axis in axes)) if axes else model
@@ -44,14 +42,7 @@ def make_golden(model: Model, jobs: Sequence[Job], count: int, progress: Progres
 
     def make(out: Path) -> None:
         found = samples(limited, count=kept, split="parity", sequence=length)
-        session = TorchSession(limited)
-        outputs = []
-        for index, call in enumerate(found.inputs):
-            outputs.append(session.run(call))
-            progress.update(index + 1, len(found.inputs), "torch, float32")
-        save_vectors(out / GOLDEN[0], found.inputs)
-        save_vectors(out / GOLDEN[1], outputs)
-        (out / "record.json").write_text(canonical_json(asdict(found.record)))
+        write_reference(out, limited, found.inputs, found.record, progress)
 
     progress.stage("golden", f"{kept} inputs through the torch model")
     values = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeport.job import Job, StageName
 from edgeport.progress import Progress
+from edgeport.reference import write_reference
 from edgeport.storage import cache_root, canonical_json, read_json
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 def make_reference(job: Job, progress: Progress) -> Path:
     """Real inputs and the uncompressed torch model's outputs on them: inputs, outputs, record.json."""
     from edgeport.data.samples import samples
-    from edgeport.runtime.torch import TorchSession
     from edgeport.stages import run_stage
-    from edgeport.vectors import save_vectors
 
     def make(out: Path) -> None:
         inputs = []
@@ -36,14 +35,7 @@ def make_reference(job: Job, progress: Progress) -> Path:
             found = samples(job.model, count=share, split="parity", sequence=length)
             inputs.extend(found.inputs)
             record = found.record
-        session = TorchSession(job.model)
-        outputs = []
-        for index, call in enumerate(inputs):
-            outputs.append(session.run(call))
-            progress.update(index + 1, len(inputs), "torch, float32")
-        save_vectors(out / "inputs.safetensors", inputs)
-        save_vectors(out / "outputs.safetensors", outputs)
-        (out / "record.json").write_text(canonical_json({**asdict(record), "samples": len(inputs)}))
+        write_reference(out, job.model, inputs, record, progress)
 
     if job.compressed is not None:
         progress.stage("reference", "stored with the compressed model")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Verbose
+from edgeport.cli.options import AllowPickle, AsJson, Debug, Name, Task, Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,13 +53,9 @@ def compress(
             min=1, help="Length of the stored reference inputs, for targets with fixed shapes.", show_default=False
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model's files.", show_default=False)] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Such as text-classification.", show_default="found from the model")
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
-    ] = False,
+    name: Name = None,
+    task: Task = None,
+    allow_pickle: AllowPickle = False,
     samples: Annotated[int, typer.Option(min=4, help="Real inputs stored with the original's outputs.")] = 64,
     as_json: AsJson = False,
     verbose: Verbose = False,

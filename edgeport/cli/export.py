@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Full, Quick, Suites, Verbose, check_effort
+from edgeport.cli.options import (
+    AllowPickle,
+    AsJson,
+    Context,
+    Debug,
+    ExampleInputs,
+    Full,
+    Name,
+    Quick,
+    Suites,
+    Task,
+    Verbose,
+    check_effort,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,14 +106,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Tokens that a language model's cache holds.",
-            show_default="what the model can count, at most 2048",
-        ),
-    ] = None,
+    context: Context = None,
     enumerate_: Annotated[
         str | None,
         typer.Option("--enumerate", metavar="N,N,...", help="Sequence lengths to take (Core ML).", show_default=False),
@@ -112,16 +118,10 @@ def export(
             "--ort-format/--no-ort-format", help="Also write an ORT-format file.", show_default="the target's own"
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model's files.", show_default=False)] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Such as text-classification.", show_default="found from the model")
-    ] = None,
-    example_inputs: Annotated[
-        Path | None, typer.Option(help="A .safetensors or .npz file with one example per input.", show_default=False)
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
-    ] = False,
+    name: Name = None,
+    task: Task = None,
+    example_inputs: ExampleInputs = None,
+    allow_pickle: AllowPickle = False,
     samples: Annotated[
         int, typer.Option(min=4, help="Real inputs to compare on (a compressed folder has its own).")
     ] = 64,

@@ -1,7 +1,8 @@
-"""The options that every verb takes."""
+"""The options that several verbs take."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,8 +22,22 @@ Full = Annotated[
     bool,
     typer.Option("--full", help="A valid latency run: 1024 calls and 60 s at least. A latency budget implies it."),
 ]
-
-
+Name = Annotated[str | None, typer.Option(help="Name of the model's files.", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="Such as text-classification.", show_default="found from the model")]
+ExampleInputs = Annotated[
+    Path | None, typer.Option(help="A .safetensors or .npz file with one example per input.", show_default=False)
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Tokens that a language model's cache holds.",
+        show_default="what the model can count, at most 2048",
+    ),
+]
 Suites = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeport.cli.options import AsJson, Debug, Verbose
+from edgeport.cli.options import AllowPickle, AsJson, Context, Debug, ExampleInputs, Name, Task, Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,24 +48,11 @@ def parity(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it is a parity matrix.")] = False,
     samples: Annotated[int, typer.Option(min=4, help="Golden inputs.")] = 16,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Tokens that a language model's cache holds.",
-            show_default="what the model can count, at most 2048",
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model's files.", show_default=False)] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Such as text-classification.", show_default="found from the model")
-    ] = None,
-    example_inputs: Annotated[
-        Path | None, typer.Option(help="A .safetensors or .npz file with one example per input.", show_default=False)
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
-    ] = False,
+    context: Context = None,
+    name: Name = None,
+    task: Task = None,
+    example_inputs: ExampleInputs = None,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
     debug: Debug = False,
