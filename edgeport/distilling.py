@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgeport.schema import Strict
+from edgeport.sourcing import DataSource
 
 
 class Asked(Strict):
@@ -33,18 +34,13 @@ class Asked(Strict):
         return self
 
 
-class DistillData(Strict):
+class DistillData(DataSource):
     """What a distillation learns from. Without any of it: the data card of the model's modality.
 
-    One source: a data card's calibration slice, files of texts, texts that the teacher writes, or prompts with the
-    answers of a teacher that is only asked.
+    One source: a data card's calibration slice, files of texts, pictures, texts that the teacher writes, or prompts
+    with the answers of a teacher that is only asked.
     """
 
-    card: str | None = Field(default=None, description="name or path of a data card; its calibration slice is used")
-    texts: tuple[str, ...] = Field(
-        default=(), description="text files with one text a line, or .jsonl files with one object a line"
-    )
-    key: str = Field(default="text", description="the key of the text in .jsonl files")
     generate: int | None = Field(
         default=None, ge=2, description="texts that the teacher, a causal language model, writes itself"
     )
@@ -54,14 +50,15 @@ class DistillData(Strict):
     teacher: Asked | None = Field(default=None, description="who answers the prompts")
     chat: bool = Field(default=False, description="the student reads prompts in its chat template, instead of bare")
     samples: int = Field(default=1000, ge=2, description="most inputs that are used")
-    sequence: int | None = Field(
-        default=None, ge=2, description="tokens of an input made of files; None takes the model's example length"
-    )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The sources that are given, by their options."""
+        given = {"generate": self.generate is not None, "prompts": bool(self.prompts)}
+        return (*super().named, *(name for name, there in given.items() if there))
 
     @model_validator(mode="after")
-    def _one_source(self) -> DistillData:
-        if sum((self.card is not None, bool(self.texts), self.generate is not None, bool(self.prompts))) > 1:
-            raise ValueError("give one of card, texts, generate and prompts")
+    def _fits_the_source(self) -> DistillData:
         if bool(self.prompts) != (self.teacher is not None):
             raise ValueError("prompts and [compress.data.teacher] belong together")
         if self.chat and not self.prompts:

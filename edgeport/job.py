@@ -193,18 +193,30 @@ class Job:
 
         recipe = self.request.recipe
         steps = recipe.restructure
-        tuned = recipe.calibration.model_dump() if any(needs_data(step) for step in steps) else None
+        tuned = self._tuned() if any(needs_data(step) for step in steps) else None
         values = {"model": self.uncached_key, "calibration": tuned, "lessons": self._lessons()}
         return stage_key("restructure", {**values, "steps": [step.model_dump(mode="json") for step in steps]})
+
+    def _tuned(self) -> dict[str, Any]:
+        """What the recipe's methods tune on, with the hashes of its files."""
+        from edgeport.data.corpus import hash_files
+        from edgeport.sourcing import source_files
+
+        asked = self.request.recipe.calibration
+        return {**asked.model_dump(), "files": hash_files(source_files(asked))}
 
     def _lessons(self) -> list[dict[str, Any]]:
         """What the recipe's distillation reads beside the model: hashes of teachers and files."""
         from edgeport.data.corpus import hash_files
         from edgeport.model.digest import state_digest
+        from edgeport.sourcing import source_files
 
         teachers = {name: state_digest(model.module) for name, model in self.teachers.items()}
         return [
-            {"teacher": teachers.get(step.teacher or ""), "texts": hash_files([*step.data.texts, *step.data.prompts])}
+            {
+                "teacher": teachers.get(step.teacher or ""),
+                "files": hash_files([*source_files(step.data), *step.data.prompts]),
+            }
             for step in self.request.recipe.distill
         ]
 
@@ -215,7 +227,7 @@ class Job:
 
         rows = [asdict(item) for item in self.assignments]
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
-        tuned = self.request.recipe.calibration.model_dump() if self.request.recipe.calibrates else None
+        tuned = self._tuned() if self.request.recipe.calibrates else None
         values: dict[str, Any] = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
         if self.request.recipe.distill:
             values["lessons"] = self._lessons()

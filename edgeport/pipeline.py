@@ -97,7 +97,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     baseline = make_lowered("baseline", job.baseline_key, job.baseline_model, job, job.baseline_settings, progress)
     measured = make_measured(job, artifact, baseline, model, reference, planned.predicted_bytes, progress)
 
-    tasks = suites.ask(job, artifact, None if calibration is None else calibration.name, progress)
+    tasks = suites.ask(job, artifact, calibration, progress)
 
     progress.stage("bundle", str(request.output))
     measurements = Measurements(**read_json(measured / "measurements.json"))

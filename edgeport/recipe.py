@@ -6,10 +6,11 @@ one of their names or the path of a file of the user's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from edgeport.budgets import Budgets
 from edgeport.distilling import Distill
@@ -18,6 +19,7 @@ from edgeport.formats import LAYER_KINDS, ActivationFormat, CacheFormat, LayerKi
 from edgeport.resources import PACKAGE
 from edgeport.restructuring import ORDER, PruneVocabulary, Restructure, Sparsify, needs_data, place
 from edgeport.schema import Strict, named_toml, read_toml, toml_names
+from edgeport.sourcing import DataSource, recognise
 
 RECIPES = PACKAGE / "recipes"
 
@@ -198,17 +200,26 @@ Step = Annotated[
 ]
 
 
-class Calibration(Strict):
+class Calibration(DataSource):
     """The inputs that methods tune on; they never overlap with those that evidence is measured on.
 
     Attributes:
-        samples: how many inputs.
-        source: "data" for the data card of the model's modality, "generated" for texts that the float model writes
-            itself (causal language models; `edgeport.data.generated`).
+        samples: how many inputs at most.
+        source: "data" for the card or the files that are named, or else the data card of the model's modality;
+            "generated" for texts that the float model writes itself (causal language models;
+            `edgeport.data.generated`).
     """
 
     samples: int = Field(default=64, ge=1)
     source: Literal["data", "generated"] = "data"
+
+    @model_validator(mode="after")
+    def _generates_or_reads(self) -> Calibration:
+        if self.source == "generated" and self.named:
+            raise ValueError(f'either source = "generated" or {self.named[0]}')
+        if self.sequence is not None and not self.texts:
+            raise ValueError("sequence is about texts")
+        return self
 
 
 class Lowering(Strict):
@@ -347,13 +358,33 @@ def load_recipe(reference: str) -> Recipe:
     """
     path = recipe_path(reference)
     recipe = read_toml(Recipe, path)
-    if recipe.calibration != Calibration() and not recipe.calibrates and recipe.lower.kv_cache == "float":
+    if recipe.calibration != Calibration():
+        _check_looks_at_data(recipe, str(path))
+    return recipe
+
+
+def calibrated_on(recipe: Recipe, sources: Sequence[str]) -> Recipe:
+    """The recipe with other calibration data: a card, files of texts, or pictures.
+
+    Raises:
+        BadInputError: they are no single source, or the recipe looks at no data.
+    """
+    if not sources:
+        return recipe
+    where = "--calibration"
+    _check_looks_at_data(recipe, where)
+    found = Calibration.model_validate({"samples": recipe.calibration.samples, **recognise(sources, where)})
+    return recipe.model_copy(update={"calibration": found})
+
+
+def _check_looks_at_data(recipe: Recipe, where: str) -> None:
+    """Raise BadInputError where calibration data would change nothing."""
+    if not recipe.calibrates and recipe.lower.kv_cache == "float":
         raise BadInputError(
-            "The table [calibration] changes nothing: no step of the recipe looks at data.",
-            where=path,
+            f"Calibration data changes nothing: no step of the recipe {recipe.name!r} looks at it.",
+            where=where,
             next_step="Leave it out, or choose a method that is tuned on data, such as gptq.",
         )
-    return recipe
 
 
 __all__ = [
@@ -373,6 +404,7 @@ __all__ = [
     "Rotate",
     "RoundToNearest",
     "Smooth",
+    "calibrated_on",
     "load_recipe",
     "recipe_names",
     "recipe_path",

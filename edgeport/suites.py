@@ -16,6 +16,7 @@ from edgeport.storage import canonical_json, hash_file, hash_value, read_json
 if TYPE_CHECKING:
     from edgeport.budgets import Budgets
     from edgeport.bundle.read import Bundle
+    from edgeport.data.samples import SampleRecord
     from edgeport.export.artifact import Artifact
     from edgeport.model.types import Model
     from edgeport.validate.evidence import TaskScore
@@ -50,24 +51,24 @@ def check(job: Job) -> None:
         )
 
 
-def ask(job: Job, artifact: Artifact, calibration: str | None, progress: Progress) -> tuple[TaskScore, ...]:
+def ask(job: Job, artifact: Artifact, calibration: SampleRecord | None, progress: Progress) -> tuple[TaskScore, ...]:
     """Run the suites of an export. Each is a stage of its own, so that an interrupted run goes on with the next.
 
     Args:
-        calibration: name of the data card that the artifact was calibrated on.
+        calibration: what the artifact was calibrated on.
 
     Raises:
         BadInputError: a suite's rows can't be fetched, are wrong, or are calibration data.
     """
     from edgeport.stages import run_stage, stage_key
     from edgeport.validate.evidence import TaskScore
-    from edgeport.validate.suites.evaluate import calibrated_on, trained_on
+    from edgeport.validate.suites.evaluate import learned_from
     from edgeport.validate.suites.subject import of_artifact, of_model
 
     names = wanted(job.request.suites, job.request.recipe.gate)
     if not names or job.request.target.execution.here == "none":
         return ()
-    known = calibrated_on(calibration) | trained_on(job.request.recipe, job.model.modality)
+    known = learned_from(job.request.recipe, job.model.modality, calibration)
 
     @cache
     def subjects() -> tuple[Subject, Subject]:
@@ -208,7 +209,7 @@ def score_suites(
     Raises:
         BadInputError: a suite is wrong, can't be read, or can't be asked of this model.
     """
-    from edgeport.validate.suites.evaluate import calibrated_on, trained_on
+    from edgeport.validate.suites.evaluate import learned_from
     from edgeport.validate.suites.subject import of_artifact, of_model
 
     manifest = bundle.manifest
@@ -216,7 +217,6 @@ def score_suites(
     tokenizer = bundle.root / manifest.assets / "tokenizer.json"
     traits = replace(before.traits, tokenizer=tokenizer if tokenizer.is_file() else None)
     after = of_artifact(bundle.artifact, traits, lengths=manifest.settings.enumerated)
-    known = calibrated_on(None if manifest.calibration is None else manifest.calibration.name)
-    known |= trained_on(manifest.recipe, manifest.modality)
+    known = learned_from(manifest.recipe, manifest.modality, manifest.calibration)
     key = model_key(model)
     return tuple(_score(name, before, after, key, quick, known, progress) for name in names)

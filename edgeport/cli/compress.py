@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeport.cli.options import AllowPickle, AsJson, Debug, Name, Task, Verbose
+from edgeport.cli.options import AllowPickle, AsJson, CalibrationData, Debug, Name, Task, Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,7 @@ def compress(
             show_default="the recipe's first formats, on scales that every target can store",
         ),
     ] = None,
+    calibration: CalibrationData = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what each weight becomes; write nothing.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output folder if it is a compressed model.")
@@ -75,12 +76,12 @@ def compress(
     """
     from edgeport.cli.console import answer, working
     from edgeport.compression import CompressRequest
-    from edgeport.recipe import load_recipe
+    from edgeport.recipe import calibrated_on, load_recipe
     from edgeport.target import load_target
 
     request = CompressRequest(
         model=model,
-        recipe=load_recipe(recipe),
+        recipe=calibrated_on(load_recipe(recipe), calibration or ()),
         output=output,
         target=None if target is None else load_target(target),
         force=force,

@@ -11,6 +11,7 @@ import typer
 from edgeport.cli.options import (
     AllowPickle,
     AsJson,
+    CalibrationData,
     Context,
     Debug,
     ExampleInputs,
@@ -60,14 +61,26 @@ def _lengths(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def _recipe(reference: str | None, model: str) -> Recipe:
-    """The recipe asked for; without one a compressed folder's own, or int8."""
-    from edgeport.model.compressed import compressed_folder, read_record
-    from edgeport.recipe import load_recipe
+def _recipe(reference: str | None, model: str, calibration: list[str] | None) -> Recipe:
+    """The recipe asked for; without one a compressed folder's own, or int8.
 
-    if reference is None and (folder := compressed_folder(model)) is not None:
+    Raises:
+        BadInputError: there is no such recipe, or it can't be tuned on this data.
+    """
+    from edgeport.errors import BadInputError
+    from edgeport.model.compressed import compressed_folder, read_record
+    from edgeport.recipe import calibrated_on, load_recipe
+
+    folder = compressed_folder(model)
+    if folder is not None and calibration:
+        raise BadInputError(
+            "The folder is compressed already.",
+            where="--calibration",
+            next_step="Give it to `edgeport compress`, or export the model that the folder was made of.",
+        )
+    if folder is not None and reference is None:
         return read_record(folder).recipe
-    return load_recipe(reference or DEFAULT_RECIPE)
+    return calibrated_on(load_recipe(reference or DEFAULT_RECIPE), calibration or ())
 
 
 def export(
@@ -93,6 +106,7 @@ def export(
             show_default="int8; of a compressed folder its own",
         ),
     ] = None,
+    calibration: CalibrationData = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder if it is a bundle.")] = False,
     shapes: Annotated[
@@ -140,6 +154,7 @@ def export(
       edgeport export ./my-hf-model -t ios18-coreml --recipe int8 --enumerate 32,64,128 -o out/mine
       edgeport export my_package.models:make_net -t raspberry-pi-5-executorch -r fp32 -o out/net
       edgeport export zoo:minilm -t android-arm64-ort --suite sentiment --suite intents -o out/minilm
+      edgeport export ./my-lm -t android-arm64-ort -r int4 --calibration my-texts.jsonl -o out/lm
       edgeport export zoo:smollm2 -t android-arm64-ort -r int4 -o out/lm --dry-run
       edgeport export out/minilm-int8 -t ios18-coreml -o out/bundle      # what `edgeport compress` wrote
 
@@ -153,7 +168,7 @@ def export(
     request = ExportRequest(
         model=model,
         target=load_target(target),
-        recipe=_recipe(recipe, model),
+        recipe=_recipe(recipe, model, calibration),
         output=output,
         force=force,
         name=name,

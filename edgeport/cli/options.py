@@ -30,6 +30,16 @@ ExampleInputs = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickle checkpoints: they can run any code. Trusted files only.")
 ]
+CalibrationData = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="SOURCE",
+        help="Tune on this instead of the recipe's data: .txt or .jsonl files, pictures, a folder of pictures, or a "
+        "data card; may be given several times.",
+        show_default=False,
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(

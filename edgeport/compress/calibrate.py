@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from edgeport.data.generated import generated_samples
-from edgeport.data.samples import Samples, samples
+from edgeport.data.samples import Samples
+from edgeport.data.sources import source_samples
 from edgeport.errors import BadInputError
 from edgeport.model.types import Model
 from edgeport.packages import Progress
@@ -26,7 +27,7 @@ def calibration_samples(model: Model, recipe: Recipe, *, progress: Progress | No
     if asked.source == "generated":
         found = generated_samples(model, count=asked.samples)
     else:
-        found = samples(model, count=asked.samples, split="calibration", progress=progress)
+        found = source_samples(model, asked, count=asked.samples, progress=progress)
     check_enough(found)
     return found
 
@@ -43,7 +44,7 @@ def check_enough(found: Samples) -> None:
             f"The calibration data is too short: {len(found.inputs)} inputs with {vectors} values together.",
             where="[calibration]",
             allowed=f"at least {LEAST_VECTORS} tokens, pixels or samples of sound",
-            next_step="Ask for more `samples` in the recipe's [calibration] table.",
+            next_step="Ask for more `samples` in the recipe's [calibration] table, or give more data.",
         )
 
 

@@ -50,7 +50,7 @@ def read_lines(path: Path, key: str) -> list[str]:
             raise BadInputError(
                 f"Line {number} is no JSON object with the key {key!r}.",
                 where=path,
-                next_step="Say which key holds the text: `key` of [compress.data].",
+                next_step="Say which key holds the text: `key` of [compress.data] or [calibration].",
             ) from error
         if not isinstance(text, str):
             raise BadInputError(f"Line {number} has a {type(text).__name__} under {key!r}, no text.", where=path)
@@ -71,7 +71,7 @@ def read_files(files: Sequence[str], key: str) -> tuple[list[str], dict[str, str
     return texts, {Path(file).name: hash_file(Path(file)) for file in files}
 
 
-def hash_files(files: Sequence[str]) -> list[str]:
+def hash_files(files: Iterable[str | Path]) -> list[str]:
     """sha256 of each file.
 
     Raises:
@@ -80,7 +80,7 @@ def hash_files(files: Sequence[str]) -> list[str]:
     try:
         return [hash_file(Path(file)) for file in files]
     except OSError as error:
-        raise BadInputError(f"The texts can't be read: {error}.", where=error.filename) from error
+        raise BadInputError(f"A file can't be read: {error}.", where=error.filename) from error
 
 
 def check_takes_text(model: Model) -> None:
@@ -93,7 +93,7 @@ def check_takes_text(model: Model) -> None:
     if model.inputs[0].name != "input_ids" or not names <= INPUTS or "tokenizer.json" not in model.assets:
         raise BadInputError(
             f"{model.name} can't learn from texts: it has no tokenizer.json, or takes other inputs than tokens.",
-            where="[compress.data]",
+            where="[compress.data] or [calibration]",
             allowed="encoders and causal language models; a data card for every other model",
         )
 
@@ -196,7 +196,7 @@ def _length(model: Model, asked: int | None) -> int:
     if not axis.minimum <= length <= axis.maximum:
         raise BadInputError(
             f"The model can't take {length} tokens.",
-            where="sequence of [compress.data]",
+            where="sequence of [compress.data] or [calibration]",
             allowed=f"{axis.minimum} to {axis.maximum}",
         )
     return length

@@ -206,21 +206,32 @@ def _image_samples(
     """Photographs, and when more are asked for than there are, their mirror images."""
     if model.image is None:
         raise _NoRealDataError("the model does not say how pictures are prepared")
-    pictures = split_pictures(card, card.fetch(progress), split)
-    order = [pictures[index] for index in _choose(len(pictures), len(pictures), seed)]
-    inputs, labels = [], []
-    for index in range(min(count, 2 * len(order))):
-        path = order[index % len(order)]
+    inputs, chosen, detail = prepared_pictures(model, split_pictures(card, card.fetch(progress), split), count, seed)
+    labels = [label_of(card, path) for path in chosen]
+    known = tuple(label for label in labels if label is not None)
+    return Samples(inputs, _record(card, split, len(inputs), detail), known if len(known) == len(labels) else ())
+
+
+def prepared_pictures(
+    model: Model, files: Sequence[Path], count: int, seed: int
+) -> tuple[list[Arrays], list[Path], str]:
+    """Pictures as a model takes them, in a seeded order, and mirrored ones where there are too few.
+
+    Returns:
+        The inputs, the file of each, and what they are in words.
+    """
+    assert model.image is not None
+    order = [files[index] for index in _choose(len(files), len(files), seed)]
+    chosen = (order * 2)[:count]
+    inputs = []
+    for index, path in enumerate(chosen):
         values = preprocess_image(open_image(path), model.image)
-        mirrored = index >= len(order)
-        inputs.append({model.inputs[0].name: np.ascontiguousarray(values[..., ::-1]) if mirrored else values})
-        label = label_of(card, path)
-        labels.append(-1 if label is None else label)
-    detail = f"{min(count, len(order))} pictures, seed {seed}"
+        values = np.ascontiguousarray(values[..., ::-1]) if index >= len(order) else values
+        inputs.append({model.inputs[0].name: values})
+    words = f"{min(count, len(order))} pictures, seed {seed}"
     if len(inputs) > len(order):
-        detail += f", and mirror images of {len(inputs) - len(order)}"
-    known = () if -1 in labels else tuple(labels)
-    return Samples(inputs, _record(card, split, len(inputs), detail), known)
+        words += f", and mirror images of {len(inputs) - len(order)}"
+    return inputs, chosen, words
 
 
 def _audio_samples(

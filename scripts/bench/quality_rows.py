@@ -75,6 +75,7 @@ class Line:
         fallback: formats for weights that don't fit the first.
         activations: integer activations too, where the target has kernels.
         kinds: of models.
+        float_tables: embeddings, a head tied to them, and convolutions stay in float, as peers' files have them.
     """
 
     target: str
@@ -83,6 +84,7 @@ class Line:
     fallback: tuple[str, ...] = ("int8",)
     activations: Literal["dynamic_int8", "static_int8", "float"] = "float"
     kinds: str = "text image audio language"
+    float_tables: bool = False
 
 
 TRANSFORMERS = "text audio language"
@@ -91,6 +93,7 @@ LINES = (
     Line(ORT, "gptq", "int8", activations="static_int8"),
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
+    Line(ORT, "gptq", "int8_g16", kinds="audio", float_tables=True),
     Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq", 8.5, kinds="language"),
     Line(ORT, "gptq awq+gptq", 8.1, kinds=TRANSFORMERS),
@@ -105,7 +108,7 @@ LINES = (
     Line(ORT, "awq+gptq", 3.0, kinds=TRANSFORMERS),
     Line(COREML, "rtn gptq", "int8"),
     Line(COREML, "rtn", "int4", kinds="image"),
-    Line(COREML, "gptq", "int4_g32", kinds="text language"),
+    Line(COREML, "gptq", "int4_g32", kinds=TRANSFORMERS),
     Line(COREML, "gptq+bias", "int8", kinds="image"),
     Line(COREML, "gptq+bias", "lut8", kinds="image"),
     Line(COREML, "gptq", "lut6", kinds="text image language"),
@@ -114,13 +117,13 @@ LINES = (
     Line(COREML, "gptq", "lut4_g16", ("lut4",), kinds="text image language"),
     Line(COREML, "gptq", "lut3_g16", ("lut3",), kinds="text language"),
     Line(COREML, "gptq", 8.2, kinds="image"),
-    Line(COREML, "gptq", 8.0, kinds="text"),
+    Line(COREML, "gptq", 8.0, kinds=TRANSFORMERS),
     Line(COREML, "gptq+bias", 8.0, kinds="image"),
     Line(COREML, "gptq+bias", 6.0, kinds="image"),
-    Line(COREML, "gptq", 6.1, kinds="text language"),
-    Line(COREML, "gptq", 4.5, kinds="text image language"),
+    Line(COREML, "gptq", 6.1, kinds=TRANSFORMERS),
+    Line(COREML, "gptq", 4.5),
 )
-RECIPES = ("int8", "int8-static", "int4", "mixed")
+RECIPES = ("int8", "int8-static", "int8-accurate", "int4", "mixed")
 """Those that come with edgeport, as they are."""
 SUFFIX = {"float": "", "dynamic_int8": " a8", "static_int8": " static"}
 WORDS = {"int8": "int8 per channel symmetric", "int4": "int4 per channel symmetric"}
@@ -149,6 +152,8 @@ def recipe_of(line: Line, method: str, name: str) -> Recipe:
         forms = [line.form, *line.fallback]
         conv = CONV[line.target] if line.target == ORT else forms
     step: dict[str, Any] = {"linear": forms, "embedding": forms, "conv": conv, "depthwise_conv": conv}
+    if line.float_tables:
+        step |= dict.fromkeys(("embedding", "conv", "depthwise_conv"), "float")
     step["activations"] = ["float"] if line.activations == "float" else [line.activations, "float"]
     if isinstance(line.form, float):
         step["bits_per_weight"] = line.form
@@ -166,7 +171,9 @@ def our_rows(model: Model) -> Iterator[Ours]:
         for method in line.methods.split() if kind in line.kinds.split() else ():
             form = f"mixed {line.form:g}" if isinstance(line.form, float) else line.form
             name = f"{method} {form}" + SUFFIX[line.activations] + " coreml" * (line.target == COREML)
-            yield Ours(name, line.target, in_words(line.form), recipe_of(line, method, name))
+            name += ", tables float" * line.float_tables
+            weights = in_words(line.form) + "; embeddings float" * line.float_tables
+            yield Ours(name, line.target, weights, recipe_of(line, method, name))
 
 
 def average_bits(records: tuple[LayerRecord, ...]) -> float:

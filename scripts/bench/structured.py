@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from scipy.special import log_softmax
 from structured_published import published_folder
-from structured_rows import COREML, ORIGINAL, PUBLISHED_L3, ROWS, SUITES, Row
+from structured_rows import CALIBRATION, COREML, ORIGINAL, PUBLISHED_L3, ROWS, SUITES, Row
 from structured_table import document
 
 from edgeport.bundle.read import Bundle, read_bundle
@@ -56,11 +56,10 @@ MARK = "<!-- structured -->"
 SAMPLES = 48
 LANGUAGE_SAMPLES = 8
 """Inputs whose outputs are compared; of language models few, as the passages are compared anyway."""
-LANGUAGE_CALIBRATION = 16
-"""Inputs that a language model's parts are chosen from: each removed layer asks for all of them again."""
 QUERIES, SECONDS = 48, 20.0
 TEXTS, TOKENS = 24, 64
 """Passages, and tokens of each, that language models are asked."""
+CUTS = ("prune_depth", "prune_width", "prune_channels", "lowrank")
 KEPT = ("prune_depth", "prune_width", "lowrank", "distill")
 """Steps after which `edgeport compress` can write a folder."""
 
@@ -81,8 +80,8 @@ def recipe_file(row: Row, folder: Path) -> Path:
     lines = ["schema_version = 1", f"name = {value(slug(row.name))}", f"summary = {value(row.name)}"]
     for step in row.steps:
         lines += ["", "[[compress]]", *(f"{key} = {value(item)}" for key, item in step.items())]
-    if "language" in SUITES[row.model] and any(step["method"] in KEPT[:-1] for step in row.steps):
-        lines += ["", "[calibration]", f"samples = {LANGUAGE_CALIBRATION}"]
+    if row.model in CALIBRATION and any(step["method"] in CUTS for step in row.steps):
+        lines += ["", "[calibration]", *(f"{key} = {value(item)}" for key, item in CALIBRATION[row.model].items())]
     lines += ["", "[gate]", "size_ratio_max = 2"]
     path = folder / "recipe.toml"
     write_text(path, "\n".join(lines) + "\n")

@@ -27,6 +27,7 @@ from edgeport.compress.restructure import restructure
 from edgeport.compression import CompressRequest, compress
 from edgeport.data.corpus import answer_samples, corpus_samples
 from edgeport.data.samples import SampleRecord, Samples
+from edgeport.data.sources import rows_of_record
 from edgeport.distilling import Distill
 from edgeport.errors import BadInputError
 from edgeport.job import ExportRequest
@@ -41,7 +42,7 @@ from edgeport.recipe import Recipe
 from edgeport.schema import parse_mapping
 from edgeport.stages import stored
 from edgeport.target import load_target
-from edgeport.validate.suites.evaluate import calibrated_on, trained_on
+from edgeport.validate.suites.evaluate import learned_from
 
 ORT = "linux-x86_64-ort"
 DEPTH = {"method": "prune_depth", "layers": 1}
@@ -478,10 +479,12 @@ def test_what_was_learned_from_is_known_to_suites(tmp_path: Path) -> None:
     lines = tmp_path / "b.jsonl"
     lines.write_text(json.dumps({"body": "one text"}) + "\n" + json.dumps({"body": "another"}))
     of_files = recipe(heal(data={"texts": [str(lines), str(tmp_path / "gone.txt")], "key": "body"}))
-    assert trained_on(of_files, "text") == {"one text", "another"}
-    assert trained_on(recipe(heal(data={"generate": 4})), "text") == frozenset()
-    assert trained_on(recipe(DEPTH), "text") == frozenset()
-    assert trained_on(recipe(heal()), "text") == calibrated_on("web-excerpts") != frozenset()
+    card = SampleRecord("web-excerpts", True, {}, "", None, 4)
+    assert learned_from(of_files, "text", None) == {"one text", "another"}
+    assert learned_from(recipe(heal(data={"generate": 4})), "text", None) == frozenset()
+    assert learned_from(recipe(DEPTH), "text", None) == frozenset()
+    assert learned_from(recipe(heal()), "text", None) == rows_of_record(card) != frozenset()
+    assert learned_from(recipe(DEPTH), "text", card) == rows_of_record(card)
 
 
 @pytest.mark.parametrize(

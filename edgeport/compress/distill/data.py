@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeport.data.answers import collect_answers
-from edgeport.data.cards import load_card
-from edgeport.data.corpus import answer_samples, corpus_samples, read_files
+from edgeport.data.corpus import answer_samples, read_files
 from edgeport.data.generated import generated_samples
-from edgeport.data.samples import SampleRecord, Samples, samples
+from edgeport.data.samples import SampleRecord, Samples
+from edgeport.data.sources import source_samples
 from edgeport.distilling import Distill
 from edgeport.model.types import Model
 
@@ -27,10 +27,6 @@ def training_samples(student: Model, teacher: Model, step: Distill, *, progress:
     asked = step.data
     if asked.generate is not None:
         return generated_samples(teacher, count=asked.generate, seed=step.seed, progress=progress)
-    if asked.texts:
-        return corpus_samples(
-            student, asked.texts, count=asked.samples, key=asked.key, sequence=asked.sequence, seed=step.seed
-        )
     if asked.prompts:
         assert asked.teacher is not None
         prompts, hashes = read_files(asked.prompts, asked.key)
@@ -40,5 +36,4 @@ def training_samples(student: Model, teacher: Model, step: Distill, *, progress:
         words = f"answers of {who} to {len(prompts)} prompts"
         record = SampleRecord(", ".join(hashes), True, hashes, words, None, len(prompts))
         return answer_samples(student, prompts, answers, record, sequence=asked.sequence, chat=asked.chat)
-    card = None if asked.card is None else load_card(asked.card)
-    return samples(student, count=asked.samples, split="calibration", seed=step.seed, card=card)
+    return source_samples(student, asked, count=asked.samples, seed=step.seed)

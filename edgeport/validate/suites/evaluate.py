@@ -22,6 +22,8 @@ from edgeport.validate.tasks import score_task
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeport.data.sources import Recorded
+
 
 def fits(suite: Suite, traits: Traits) -> bool:
     """Whether the suite can be asked of the model."""
@@ -108,38 +110,25 @@ def evaluate(
     )
 
 
-def calibrated_on(card: str | None) -> frozenset[str]:
-    """The texts, the names of the pictures, or the recording's sha256 of a data card's calibration slice; empty for
-    other data. A recording counts whole, whatever part of it the slice is."""
-    from edgeport.data.cards import card_names, load_card
-    from edgeport.data.images import split_pictures
-    from edgeport.data.text import read_texts
+def learned_from(recipe: Recipe, modality: str, calibration: Recorded | None) -> frozenset[str]:
+    """What an artifact was tuned and trained on; see `edgeport.data.sources.rows_of`.
 
-    if card is None or card not in card_names():
-        return frozenset()
-    data = load_card(card)
-    if data.kind == "text":
-        return frozenset(read_texts(data, data.fetch(), "calibration"))
-    if data.kind == "image":
-        return frozenset(path.name for path in split_pictures(data, data.fetch(), "calibration"))
-    if data.audio is not None:
-        return frozenset({data.package.members[data.audio.recording]})
-    return frozenset()
-
-
-def trained_on(recipe: Recipe, modality: str) -> frozenset[str]:
-    """What the recipe's distillation learned from: as `calibrated_on`, and the texts and prompts of files. Files that
-    are not there (a bundle that is validated elsewhere) can't be looked into."""
+    Args:
+        recipe: that it was made with.
+        calibration: the record of its calibration inputs, where there is one.
+    """
     from edgeport.data.corpus import read_lines
-    from edgeport.data.samples import CARDS
+    from edgeport.data.sources import rows_of, rows_of_record
 
-    found: frozenset[str] = frozenset()
+    found: frozenset[str] = frozenset() if calibration is None else rows_of_record(calibration)
+    if calibration is not None and recipe.calibration.named:
+        found |= rows_of(recipe.calibration, modality)
     for step in recipe.distill:
         data = step.data
-        files = [Path(file) for file in (*data.texts, *data.prompts)]
-        found |= {text for file in files if file.is_file() for text in read_lines(file, data.key)}
-        if not files and data.generate is None:
-            found |= calibrated_on(data.card or CARDS.get(modality))
+        files = [Path(file) for file in data.prompts if Path(file).is_file()]
+        found |= {text for file in files for text in read_lines(file, data.key)}
+        if not data.prompts and data.generate is None:
+            found |= rows_of(data, modality)
     return found
 
 

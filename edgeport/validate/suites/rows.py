@@ -197,12 +197,12 @@ def _apart(suite: Suite, rows: Sequence[Row], calibration: Collection[str]) -> N
     known = {_plain(text) for text in calibration}
     for row in rows:
         for value in row.values():
-            if isinstance(value, Recording):
-                names = {piece.name: hash_file(piece) for piece in value.pieces} if calibration else {}
+            files = value.pieces if isinstance(value, Recording) else (value,) if isinstance(value, Path) else ()
+            if files:
+                names = {piece.name: hash_file(piece) for piece in files} if calibration else {}
                 text, seen = ", ".join(names), not known.isdisjoint(names.values())
             else:
-                text = value.name if isinstance(value, Path) else str(value)
-                seen = _plain(text) in known
+                text, seen = str(value), _plain(str(value)) in known
             if seen:
                 raise BadInputError(
                     f"The suite would be measured on what the artifact was calibrated on: {text[:60]!r}.",
