@@ -29,9 +29,12 @@ class Weights(Strict):
     embedding: tuple[str, ...]
     conv: tuple[str, ...]
     depthwise_conv: tuple[str, ...]
+    integer_only: tuple[str, ...] = Field(
+        default=(), description="formats whose products are fast with dynamic_int8 activations only"
+    )
     sparse: bool = Field(default=False, description="weights with zeros are stored as a mask and the other numbers")
 
-    @field_validator("linear", "embedding", "conv", "depthwise_conv")
+    @field_validator("linear", "embedding", "conv", "depthwise_conv", "integer_only")
     @classmethod
     def _formats_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:

@@ -127,6 +127,9 @@ def _runs(step: Quantize, target: Target, kinds: tuple[LayerKind, ...], weight_f
     if weight_format == "float" or not multiplying:
         return True
     offered = target.activation_formats(multiplying[0])
+    if weight_format in target.weights.integer_only:
+        # One choice of activations serves all formats of a layer, so float as the first choice leaves these out.
+        return next((wanted for wanted in step.activations if wanted in offered), None) == "dynamic_int8"
     wanted = set(step.activations) | (set(OTHERS) if "static_int8" in step.activations else set())
     if weight_format != "int8":
         wanted.discard("static_int8")
@@ -282,6 +285,8 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
             # Ranges belong to one layer, and static kernels multiply weights with one scale a channel.
             static = len(names) == 1 and weight_format.name == "int8"
             activation = activation_of(step, target, kinds, name, static=static)
+            if kinds != ("embedding",):
+                _check_speed(weight_format, activation, target, name)
         result.append(
             Assignment(
                 name=name,
@@ -298,6 +303,22 @@ def assign(model: Model, recipe: Recipe, target: Target) -> tuple[Assignment, ..
     if recipe.correct is not None:
         result += [factor for item in result for factor in _correction(item, recipe.correct, target)]
     return tuple(result)
+
+
+def _check_speed(weight_format: WeightFormat, activation: ActivationFormat, target: Target, name: str) -> None:
+    """Refuse products that would be slower than float32.
+
+    Raises:
+        TargetRefusesError: the format needs integer activations.
+    """
+    if weight_format.name in target.weights.integer_only and activation == "float":
+        raise TargetRefusesError(
+            f"The target {target.name!r} multiplies {weight_format.name} weights by float activations far slower than "
+            "float32.",
+            where=f"layer {name}",
+            allowed="this format with dynamic_int8 activations; 4 and 8 bits with any",
+            next_step='Put "dynamic_int8" first in the recipe\'s `activations`, or choose more bits.',
+        )
 
 
 def _correction(item: Assignment, step: Qera, target: Target) -> tuple[Assignment, ...]:

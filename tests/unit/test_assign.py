@@ -10,6 +10,7 @@ from edgeport.errors import BadInputError, TargetRefusesError
 from edgeport.model.types import Model, Source
 from edgeport.quantized import dequantize
 from edgeport.recipe import Quantize, Recipe, load_recipe, recipe_names
+from edgeport.schema import parse_mapping
 from edgeport.target import load_target, target_names
 
 
@@ -208,3 +209,21 @@ def test_an_unknown_name_lists_what_there_is(load):
     with pytest.raises(BadInputError) as caught:
         load("int-8")
     assert caught.value.allowed
+
+
+def two_bits(activations: list[str], linear: list[str]) -> Recipe:
+    step = {"method": "rtn", "linear": linear, "embedding": ["uint2_g32", "int8"], "activations": activations}
+    return parse_mapping(Recipe, {"name": "r", "summary": "s", "compress": [step], "gate": {}}, "r")
+
+
+def test_formats_that_only_integers_multiply_fast_need_such_activations() -> None:
+    """2 bits beside float activations would be slower than float32: never chosen, and refused before any work."""
+    torch.manual_seed(0)
+    plain = model_of(torch.nn.Sequential(torch.nn.Embedding(50, 32), torch.nn.Linear(32, 32)))
+    target = load_target("linux-x86_64-ort")
+    for activations, expected in ((["dynamic_int8", "float"], "uint2_g32"), (["float", "dynamic_int8"], "int8")):
+        table, layer = assign(plain, two_bits(activations, ["uint2_g32", "int8"]), target)
+        assert (table.format.name, layer.format.name) == ("uint2_g32", expected)
+    with pytest.raises(TargetRefusesError, match="far slower than float32") as caught:
+        assign(plain, two_bits(["float"], ["uint2_g32"]), target)
+    assert caught.value.where == "layer 1.weight"

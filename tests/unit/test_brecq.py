@@ -94,7 +94,7 @@ def error(model: Model, other: Model, inputs: list[dict[str, torch.Tensor]]) -> 
     return float(torch.stack(per).mean())
 
 
-FORM = {"linear": ["uint2_g32", "int8"], "embedding": "int8"}
+FORM = {"linear": ["uint2_g32", "int8"], "embedding": "int8", "activations": ["dynamic_int8", "float"]}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from edgeport.schema import parse_mapping
 from edgeport.target import load_target
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-FORM = {"linear": ["uint2_g32", "int8"], "embedding": "int8"}
+FORM = {"linear": ["uint2_g32", "int8"], "embedding": "int8", "activations": ["dynamic_int8", "float"]}
 GPTQ = {"method": "gptq", **FORM}
 
 
