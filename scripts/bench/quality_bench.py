@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from quality_table import Corpus
+from quality_table import SPEECH, Corpus
 from rich.console import Console
 
 from edgeport.data.cards import load_card
-from edgeport.data.samples import CARDS, samples
+from edgeport.data.samples import CARDS, prompt_tokens, samples
 from edgeport.data.text import open_tokenizer, read_texts
 from edgeport.export.artifact import Artifact
 from edgeport.model.load import load_model
@@ -205,29 +205,46 @@ def artifact(model: Model, path: Path) -> Artifact:
 
 
 def language(bench: Bench, outputs: Iterable[Arrays]) -> dict[str, Any]:
-    """Perplexity, divergence and agreement on each corpus; the error is the mean over both.
+    """Perplexity, divergence and agreement on each corpus; the error is the mean over both."""
+    corpora = of_corpora(bench, outputs, bench.groups, "input_ids", 1)
+    return {
+        "metric": "mean KL, nats",
+        "error": float(np.mean([corpus.kl for corpus in corpora.values()])),
+        "top1": float(np.mean([corpus.top1 for corpus in corpora.values()])),
+        "corpora": corpora,
+    }
 
-    The perplexity is exp of the mean negative log-likelihood of each token but a window's first.
+
+def of_corpora(
+    bench: Bench, outputs: Iterable[Arrays], groups: Iterable[str], ids: str, given: int
+) -> dict[str, Corpus]:
+    """Each group's divergence, agreement, and perplexity: exp of the mean negative log-likelihood of its tokens.
+
+    Args:
+        groups: the corpus of each input.
+        ids: the input with the tokens.
+        given: tokens at the start of each input that nothing predicts, or that are always the same.
     """
     import torch
 
     sums: dict[str, torch.Tensor] = {}
-    for group, row, answer, output in zip(bench.groups, bench.inputs, bench.answers, outputs, strict=True):
+    for group, row, answer, output in zip(groups, bench.inputs, bench.answers, outputs, strict=True):
         want = torch.from_numpy(answer["logits"][0]).float().log_softmax(-1)
         got = torch.from_numpy(np.array(output["logits"][0], np.float32)).log_softmax(-1)
         if not bool(torch.isfinite(got).all()):
             raise SystemExit("logits are not finite")
-        following = torch.from_numpy(row["input_ids"][0, 1:])[:, None]
+        following = torch.from_numpy(row[ids][0, given:])[:, None]
+        first = given - 1
         found = [
             (want.exp() * (want - got)).sum(-1, dtype=torch.float64).sum(),
             (want.argmax(-1) == got.argmax(-1)).sum(),
-            -got[:-1].gather(1, following).sum(dtype=torch.float64),
-            -want[:-1].gather(1, following).sum(dtype=torch.float64),
+            -got[first:-1].gather(1, following).sum(dtype=torch.float64),
+            -want[first:-1].gather(1, following).sum(dtype=torch.float64),
             torch.tensor(float(len(want))),
             torch.tensor(float(len(following))),
         ]
         sums[group] = sums.get(group, torch.zeros(6, dtype=torch.float64)) + torch.stack([x.double() for x in found])
-    corpora = {
+    return {
         group: Corpus(
             kl=float(kl / positions),
             top1=float(same / positions),
@@ -235,12 +252,6 @@ def language(bench: Bench, outputs: Iterable[Arrays]) -> dict[str, Any]:
             float_perplexity=float((plain / tokens).exp()),
         )
         for group, (kl, same, loss, plain, positions, tokens) in sums.items()
-    }
-    return {
-        "metric": "mean KL, nats",
-        "error": float(np.mean([corpus.kl for corpus in corpora.values()])),
-        "top1": float(np.mean([corpus.top1 for corpus in corpora.values()])),
-        "corpora": corpora,
     }
 
 
@@ -270,6 +281,9 @@ def measure(bench: Bench, outputs: Iterable[Arrays]) -> dict[str, Any]:
         "hidden": None if main is first or first.cosine is None else first.cosine.mean,
         "top1": None if main.top1_agreement is None else main.top1_agreement.mean,
     }
+    if "decoder_input_ids" in inputs[0]:
+        prompt = len(prompt_tokens(bench.model))
+        result["corpora"] = of_corpora(bench, kept, [SPEECH] * len(inputs), "decoder_input_ids", prompt)
     if bench.labels:
         result["accuracy"] = accuracy(kept, bench.labels)
         result["float_accuracy"] = accuracy(bench.answers, bench.labels)

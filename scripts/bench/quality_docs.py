@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quality_table import SLACK, Result, duel_table, duels, result_table
+from quality_table import SLACK, SPEECH, Result, duel_table, duels, result_table
 
 COMMAND = """scripts/bench/peer_env.py build/peers
     OMP_NUM_THREADS=2 python scripts/bench/float_smollm2.py --lr 1e-3 --steps 300
@@ -37,7 +37,8 @@ LIMITS = (
     "Olive's PyTorch passes (GPTQ, AWQ, QuaRot); its passes for ONNX files are in the tables, except HQQ, whose file "
     "of MiniLM gives a cosine below 0.01 in ONNX Runtime 1.31.1, on either axis.",
     "coremltools' training-time palettization (DKM) and its GPTQ.",
-    "Whisper in NNCF, LiteRT and coremltools; our 3-bit rows, and SmolLM2 and MiniLM in palettes: processor time.",
+    "NNCF's 4-bit file of Whisper: ONNX Runtime 1.31.1 refuses to run it (a convolution's scales have three axes).",
+    "NNCF's `quantize` on Whisper; coremltools' k-means on Whisper and SmolLM2: processor time.",
 )
 """What was tried or considered and has no row, and why."""
 TRIED, LOW_RANK = (Path(__file__).parent / f"quality_{name}.md" for name in ("tried", "lowrank"))
@@ -165,7 +166,10 @@ def section(name: str, rows: Sequence[Result]) -> str:
     counts = " or ".join(str(count) for count in sorted({row.samples for row in rows}))
     what = f"{MODELS.get(name, name)}. {counts} inputs of the parity slice"
     corpora = next((row.corpora for row in rows if row.corpora), None)
-    if corpora:
+    if corpora and set(corpora) == {SPEECH}:
+        found = corpora[SPEECH].float_perplexity
+        what += f", windows of 5 seconds that overlap; perplexity of the words spoken, by the float model: {found:.3f}"
+    elif corpora:
         words = ", ".join(f"{key} {found.float_perplexity:.2f}" for key, found in corpora.items())
         what += f", windows of 256 tokens, half of them of each corpus; perplexity of the float model: {words}"
     accurate = next((row.float_accuracy for row in rows if row.float_accuracy is not None), None)

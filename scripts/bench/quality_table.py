@@ -11,6 +11,8 @@ from typing import Any
 
 OURS = "edgeport"
 ORT, EVALUATOR = "ONNX Runtime", "Core ML reference evaluator"
+SPEECH = "conversation"
+"""What speech recognition is measured on, as its corpus."""
 HALF = 0.5
 SLACK = 0.2
 """The aim: at most this share of a peer's error at no more bytes of file and (give or take SLACK) bits a weight: what
@@ -21,7 +23,7 @@ GRAPH = 1.01
 
 @dataclass(frozen=True)
 class Corpus:
-    """A language model on one corpus.
+    """What predicts tokens, on one corpus.
 
     Attributes:
         kl: mean over positions of KL(float || file), nats.
@@ -55,7 +57,7 @@ class Result:
         hidden: mean cosine of the raw output behind it, where it is derived (sentence embedding).
         top1: share of equal most likely classes; None without classes.
         accuracy, float_accuracy: share of labelled pictures put into their class, by the file and by the float model.
-        corpora: a language model on each corpus.
+        corpora: a language model on each corpus, speech recognition on the words that were spoken.
         cpu_ratio: processor time relative to the float file, one thread; None where not timed.
         load: the machine's load average when that was timed; it counts the bench itself as 1.
         seconds: to make it.

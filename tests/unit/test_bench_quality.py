@@ -164,6 +164,23 @@ def test_language_models_are_measured_by_divergence_agreement_and_perplexity_of_
     assert found["error"] == pytest.approx((found["corpora"]["x"].kl + found["corpora"]["y"].kl) / 2)
 
 
+def test_speech_is_measured_by_the_perplexity_of_the_words_behind_the_prompt():
+    bench = load("quality_bench")
+    generator = np.random.default_rng(0)
+    rows = [{"decoder_input_ids": generator.integers(0, 11, (1, size))} for size in (7, 5)]
+    outputs = [{"logits": generator.normal(size=(1, row["decoder_input_ids"].size, 11))} for row in rows]
+    given = bench.Bench("", None, Path(), rows, [], outputs)
+    found = bench.of_corpora(given, outputs, ["spoken"] * 2, "decoder_input_ids", 2)["spoken"]
+    chances = [torch.from_numpy(output["logits"][0]).softmax(-1) for output in outputs]
+    loss = [
+        -chances[call][place - 1, row["decoder_input_ids"][0, place]].log()
+        for call, row in enumerate(rows)
+        for place in range(2, row["decoder_input_ids"].size)
+    ]
+    assert found.perplexity == found.float_perplexity == pytest.approx(float(torch.stack(loss).mean().exp()), rel=1e-5)
+    assert (found.kl, found.top1) == (pytest.approx(0, abs=1e-7), 1)
+
+
 def test_bits_a_weight_are_read_from_the_integers_and_scales_of_a_file(tmp_path):
     peers = load("quality_peers")
     rows, columns = 16, 64
