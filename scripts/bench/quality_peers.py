@@ -217,14 +217,15 @@ def torchao(bits: int, group: int | None, average: float, *, symmetric: bool = T
             mapping_type=MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
         )
         size = 4 * sum(p.numel() for p in module.parameters())
+        taken = (torch.nn.Linear, torch.nn.Embedding)  # not what derives from them: Whisper cuts its table of positions
         seen: set[int] = set()  # a tied weight would be stored once
         for layer in module.modules():
-            if isinstance(layer, torch.nn.Linear | torch.nn.Embedding) and id(layer.weight) not in seen:
+            if type(layer) in taken and id(layer.weight) not in seen:
                 seen.add(id(layer.weight))
                 scales = layer.weight.numel() // (group or layer.weight.shape[1])
                 size -= 4 * layer.weight.numel()
                 size += layer.weight.numel() * bits // 8 + 4 * scales + (0 if symmetric else scales * bits // 8)
-        quantize_(module, config, lambda layer, _: isinstance(layer, torch.nn.Linear | torch.nn.Embedding))
+        quantize_(module, config, lambda layer, _: type(layer) in taken)
         outputs = bench.ask(TorchSession(replace(bench.model, module=module)).run)
         return Made(outputs, size, average, "PyTorch", simulated=True)
 
