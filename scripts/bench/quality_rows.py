@@ -93,7 +93,7 @@ LINES = (
     Line(ORT, "gptq", "int8", activations="static_int8"),
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
-    Line(ORT, "gptq", "int8_g16", kinds="audio", float_tables=True),
+    Line(ORT, "gptq", "int8_g16", kinds="audio language", float_tables=True),
     Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq", 8.5, kinds="language"),
     Line(ORT, "gptq awq+gptq", 8.1, kinds=TRANSFORMERS),
