@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeport.compress import Assignment
     from edgeport.compress.stored import Stored
     from edgeport.export.artifact import LoweringSettings
-    from edgeport.model.types import Model
+    from edgeport.model.types import Axis, Model
     from edgeport.recipe import Recipe
     from edgeport.target import Target
 
@@ -83,24 +83,33 @@ def lowering_settings(request: ExportRequest) -> LoweringSettings:
     )
 
 
-def model_key(model: Model, state: str | None = None) -> str:
+def model_key(model: Model, state: str | None = None, *, limits: bool = True) -> str:
     """Hash of a loaded model: its files, weights and interface.
 
     Args:
         state: `state_digest` of its module, where it is already known.
+        limits: the largest sizes of its axes as well, which targets lower.
     """
     from edgeport.model.digest import state_digest
 
+    inputs = [asdict(spec) for spec in model.inputs]
+    if not limits:
+        inputs = [{**asdict(spec), "shape": [_as_shown(size) for size in spec.shape]} for spec in model.inputs]
     return hash_value(
         {
             "files": dict(model.source.files),
             "state": state or state_digest(model.module),
             "architecture": type(model.module).__qualname__,
             "task": model.task,
-            "inputs": [asdict(spec) for spec in model.inputs],
+            "inputs": inputs,
             "outputs": [spec.name for spec in model.outputs],
         }
     )
+
+
+def _as_shown(size: int | Axis) -> tuple[str, int] | int:
+    """A dimension of calibration inputs: they come one at a time, as long as their example at most."""
+    return size if isinstance(size, int) else 1 if size.name == "batch" else (size.name, size.example)
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,14 @@ class Job:
 
         return state_digest(self.model.module)
 
-    def _model_key(self, model: Model) -> str:
-        return model_key(model, None if model is self.whole else self.state)
+    @cached_property
+    def tuned_key(self) -> str:
+        """Hash of the model without a cache as methods see it: on the same inputs, whatever a target's largest are. So
+        what took an hour of training for one target serves the others."""
+        return self._model_key(self.uncached, limits=False)
+
+    def _model_key(self, model: Model, *, limits: bool = True) -> str:
+        return model_key(model, None if model is self.whole else self.state, limits=limits)
 
     @cached_property
     def sample_count(self) -> int:
@@ -194,7 +209,7 @@ class Job:
         recipe = self.request.recipe
         steps = recipe.restructure
         tuned = self._tuned() if any(needs_data(step) for step in steps) else None
-        values = {"model": self.uncached_key, "calibration": tuned, "lessons": self._lessons()}
+        values = {"model": self.tuned_key, "calibration": tuned, "lessons": self._lessons()}
         return stage_key("restructure", {**values, "steps": [step.model_dump(mode="json") for step in steps]})
 
     def _tuned(self) -> dict[str, Any]:
@@ -228,7 +243,7 @@ class Job:
         rows = [asdict(item) for item in self.assignments]
         steps = [step.model_dump(mode="json") for step in self.request.recipe.compress]
         tuned = self._tuned() if self.request.recipe.calibrates else None
-        values: dict[str, Any] = {"model": self.uncached_key, "assignments": rows, "steps": steps, "calibration": tuned}
+        values: dict[str, Any] = {"model": self.tuned_key, "assignments": rows, "steps": steps, "calibration": tuned}
         if self.request.recipe.distill:
             values["lessons"] = self._lessons()
         if any(item.activation == "static_int8" for item in self.assignments):

@@ -78,7 +78,7 @@ def _calibration(job: Job, progress: Progress) -> Samples:
         save_vectors(out / "inputs.safetensors", written.inputs)
         (out / "record.json").write_text(canonical_json(asdict(written.record)))
 
-    key = stage_key("generated", {"model": job.uncached_key, "samples": asked.samples})
+    key = stage_key("generated", {"model": job.tuned_key, "samples": asked.samples})
     folder = run_stage("generated", key, make, report=progress.message)
     found = Samples(load_vectors(folder / "inputs.safetensors"), SampleRecord(**read_json(folder / "record.json")))
     check_enough(found)

@@ -60,8 +60,6 @@ QUERIES, SECONDS = 48, 20.0
 TEXTS, TOKENS = 24, 64
 """Passages, and tokens of each, that language models are asked."""
 CUTS = ("prune_depth", "prune_width", "prune_channels", "lowrank")
-KEPT = ("prune_depth", "prune_width", "lowrank", "distill")
-"""Steps after which `edgeport compress` can write a folder."""
 
 
 def slug(text: str) -> str:
@@ -104,13 +102,13 @@ def edgeport(log: Path, *arguments: str | Path) -> None:
 def source_of(row: Row, folder: Path) -> tuple[str, bool]:
     """What `edgeport export` is given, and whether the row's steps are done already.
 
-    The folder of a pruned (and trained) transformers model is kept, so that later versions of the code go on from it.
+    The folder of a pruned (and trained) model is kept, so that later versions of the code go on from it.
     """
     if row.source == PUBLISHED_L3:
         return str(published_folder()), True
     start = f"zoo:{row.model}" if row.source is None else str(plain_folder(row, folder))
     methods = {step["method"] for step in row.steps}
-    if "prune_channels" in methods or not methods & set(KEPT):
+    if not methods & {*CUTS, "distill"}:
         return start, False
     place = folder / "compressed"
     if not (place / "edgeport.json").is_file():
