@@ -11,7 +11,8 @@ converted and run in edgeport's reference evaluator: no Apple hardware, no time.
 
 Rows are kept as JSON in --out and made once. What `edgeport compress` makes of a row (training included) is kept beside
 it, and inside a step edgeport's own cache and checkpoints are, so that a stopped run goes on where it was. `--rows
-'minilm*'` takes some rows, `--list` names them, `--fresh` measures them again.
+'minilm*'` takes some rows, `--list` names them, `--fresh` measures them again, `--retime` only their times: on a
+machine that does nothing else, as times of a long run have other work beside them.
 """
 
 from __future__ import annotations
@@ -157,35 +158,47 @@ def cell_of(row: Row, target: str, folder: Path, original: Bundle | None) -> dic
     evidence = bundle.evidence
     assert evidence is not None
     likeness, parity = main_output(bundle)
-    ratio = None
-    if target != COREML and original is not None:
-        inputs = max(bundle.golden().inputs, key=lambda call: sum(value.size for value in call.values()))
-        names = {spec.name for spec in original.artifact.inputs} & {spec.name for spec in bundle.artifact.inputs}
-        inputs = {name: value for name, value in inputs.items() if name in names} or inputs
-        latency = measure_latency(
-            bundle.artifact,
-            original.artifact,
-            inputs,
-            threads=1,
-            queries=QUERIES,
-            warmup=3,
-            seconds=0.0,
-            limit_seconds=SECONDS,
-        )
-        ratio = latency.cpu_ratio or latency.ratio
     return {
         "bytes": evidence.size.bytes,
         "predicted_bytes": evidence.size.predicted_bytes,
         "likeness": likeness,
         # Another checkpoint is compared with itself there.
         "parity": parity if row.source is None else None,
-        "time_ratio": None if ratio is None else ratio.model_dump(),
+        "time_ratio": None if target == COREML or original is None else time_ratio(bundle, original),
         "products": None if evidence.products is None else evidence.products.model_dump(mode="json"),
         "steps": [
             {key: value for key, value in asdict_of(step).items() if key != "parts"} for step in bundle.manifest.steps
         ],
         "statement": evidence.states.statement,
     }
+
+
+def time_ratio(bundle: Bundle, original: Bundle) -> dict[str, Any] | None:
+    """Time of a file relative to the original's in the same runtime: calls in turn, one thread, processor time."""
+    inputs = max(bundle.golden().inputs, key=lambda call: sum(value.size for value in call.values()))
+    names = {spec.name for spec in original.artifact.inputs} & {spec.name for spec in bundle.artifact.inputs}
+    inputs = {name: value for name, value in inputs.items() if name in names} or inputs
+    latency = measure_latency(
+        bundle.artifact,
+        original.artifact,
+        inputs,
+        threads=1,
+        queries=QUERIES,
+        warmup=3,
+        seconds=0.0,
+        limit_seconds=SECONDS,
+    )
+    ratio = latency.cpu_ratio or latency.ratio
+    return None if ratio is None else ratio.model_dump()
+
+
+def time_again(row: Row, out: Path, known: dict[str, Any]) -> None:
+    """Put new times into a row's record."""
+    for target, cell in known["cells"].items():
+        original = out / slug(f"{row.model} {ORIGINAL}") / target
+        if target != COREML and row.name != ORIGINAL and original.is_dir():
+            cell["time_ratio"] = time_ratio(read_bundle(out / slug(row.label) / target), read_bundle(original))
+    known["load"] = round(os.getloadavg()[0], 1)
 
 
 def asdict_of(step: Any) -> dict[str, Any]:
@@ -304,6 +317,7 @@ def main() -> None:
     parser.add_argument("--targets", default="*", help="pattern of the targets to make files for")
     parser.add_argument("--list", action="store_true", help="name the rows and say which are there; make none")
     parser.add_argument("--fresh", action="store_true", help="make the rows again")
+    parser.add_argument("--retime", action="store_true", help="time the files that are there again, make none")
     parser.add_argument("--quick", action="store_true", help="few questions of each suite")
     parser.add_argument("--docs", type=Path, help=f"a page with the mark {MARK} around the tables' place")
     arguments = parser.parse_args()
@@ -315,6 +329,9 @@ def main() -> None:
         missing = [target for target in targets if target not in known.get("cells", {})]
         if arguments.list:
             print(row.label + (f" (not made: {', '.join(missing)})" if missing else ""))
+        elif arguments.retime and known:
+            time_again(row, arguments.out, known)
+            write_text(path, json.dumps(known, indent=1) + "\n")
         elif missing or known.get("tasks") is None:
             made = make_row(row, arguments.out, known, missing, quick=arguments.quick)
             write_text(path, json.dumps(made, indent=1) + "\n")

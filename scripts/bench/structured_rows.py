@@ -97,9 +97,9 @@ HEAL_DECODER = {
 HEAL_CONV = {
     "method": "distill",
     "features": 0.5,
-    "steps": 500,
+    "steps": 300,
     "batch": 12,
-    "learning_rate": 5e-4,
+    "learning_rate": 3e-5,
     "checks": 5,
     "data": {"card": "cutouts", "samples": 360},
 }
@@ -144,7 +144,7 @@ ROWS = (
         targets=ALL,
         against=("low rank 68%, cut only", "20 layers, healed"),
     ),
-    Row("smollm2", "20 layers, healed, int8", (DEPTH, HEAL_DECODER, INT8), against=("original, int8",)),
+    Row("smollm2", "20 layers, healed, int8", (INT8,), source="20 layers, healed", against=("original, int8",)),
     Row("smollm2", "original, int8", (INT8,)),
     Row("mobilenetv2", ORIGINAL, targets=ALL),
     Row("mobilenetv2", "inner channels 75%, cut only", ({**CHANNELS, "repair": False},)),
