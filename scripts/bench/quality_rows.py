@@ -48,6 +48,8 @@ MIXED = {
     COREML: ["int8", "int8_g32", "lut8", "lut6", "lut6_g16", "lut4_g16", "lut4_g8", "lut3_g8"],
 }
 """What mixed precision chooses from."""
+WIDE = {ORT: 8.1, COREML: 8.15}
+"""Above so many bits a weight narrower forms are no choice: they have no chance, and palettes take long to measure."""
 CONV = {ORT: ["int8"], COREML: ["int8", "lut8", "lut6", "lut6_g16", "lut4_g8"]}
 """The same for convolutions. A small one may stay in float: it costs few bytes, and some are worth many."""
 
@@ -97,6 +99,7 @@ LINES = (
     Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq", 8.25, kinds="audio"),
     Line(ORT, "gptq", 8.5, kinds="language"),
+    Line(ORT, "gptq", 8.11, kinds="language"),
     Line(ORT, "gptq awq+gptq", 8.1, kinds=TRANSFORMERS),
     Line(ORT, "gptq+bias", "int8", kinds="image"),
     Line(ORT, "gptq+bias", 8.2, kinds="image"),
@@ -146,8 +149,7 @@ def in_words(form: str | float) -> str:
 def recipe_of(line: Line, method: str, name: str) -> Recipe:
     """The recipe that a line stands for."""
     if isinstance(line.form, float):
-        # Beyond 8 bits what is narrower has no chance, and palettes take long to measure.
-        least = 8 if line.form > 8.15 else 0
+        least = 8 if line.form > WIDE[line.target] else 0
         forms = [name for name in MIXED[line.target] if WeightFormat.parse(name).bits >= least]
         conv = [name for name in CONV[line.target] if WeightFormat.parse(name).bits >= least] + ["float"]
     else:
