@@ -96,6 +96,8 @@ LINES = (
     Line(ORT, "rtn gptq", "int8"),
     Line(ORT, "rtn gptq", "int8_g32", kinds=TRANSFORMERS),
     Line(ORT, "gptq", "int8_g16", kinds="audio language", float_tables=True),
+    Line(ORT, "gptq gptq+brecq", "uint4_g32", kinds="audio", float_tables=True),
+    Line(ORT, "gptq gptq+brecq", 5.3, kinds="audio"),
     Line(ORT, "gptq", 8.75),
     Line(ORT, "gptq", 8.25, kinds="audio"),
     Line(ORT, "gptq", 8.5, kinds="language"),

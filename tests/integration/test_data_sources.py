@@ -87,6 +87,18 @@ def test_a_changed_file_changes_the_key_of_what_is_made(sees: str, photos: Path,
     assert key() != before
 
 
+def test_a_targets_largest_batch_is_not_in_the_key_of_what_methods_see(sees: str, tmp_path: Path) -> None:
+    server, board = (
+        prepare(
+            ExportRequest(model=sees, target=load_target(name), recipe=load_recipe("int4"), output=tmp_path / "out"),
+            Silent(),
+        )
+        for name in ("linux-x86_64-ort", "raspberry-pi-5-executorch")
+    )
+    assert server.model_key != board.model_key  # the board takes one picture at a time
+    assert server.tuned_key == board.tuned_key
+
+
 def test_sources_that_do_not_fit(sees: str, photos: Path, tmp_path: Path) -> None:
     model = load_model(sees)
     texts = tmp_path / "texts.txt"

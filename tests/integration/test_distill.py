@@ -152,10 +152,8 @@ def test_prune_distil_prune_distil_quantize(tiny_model: Callable[[str], Path], t
     after = prepare(ExportRequest(source, load_target(ORT), steps, tmp_path / "no"), Silent())
     assert keys[0] != after.restructure_key
     assert keys[1] != after.compress_key
-    # A target's largest batch and sequence are none of its business: what one trained serves all.
     board = prepare(ExportRequest(source, load_target(BOARD), steps, tmp_path / "no"), Silent())
-    assert board.restructure_key == after.restructure_key
-    assert board.model_key != after.model_key
+    assert board.restructure_key == after.restructure_key  # what is trained for one target serves all
     assert board.lower_key != after.lower_key
 
 
