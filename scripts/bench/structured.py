@@ -275,11 +275,13 @@ def language(original: Subject, file: Subject) -> dict[str, Any]:
     }
 
 
-def parameters_of(row: Row, cells: Mapping[str, Any]) -> int:
+def parameters_of(row: Row, cells: Mapping[str, Any], out: Path) -> int:
     """Values of all parameters, after the row's steps."""
     steps = next(iter(cells.values()))["steps"]
     if steps:
         return int(steps[-1]["parameters_after"])
+    if row.source not in (None, PUBLISHED_L3):
+        return int(json.loads((out / slug(f"{row.model} {row.source}") / "row.json").read_text())["parameters"])
     reference = str(published_folder()) if row.source == PUBLISHED_L3 else f"zoo:{row.model}"
     return sum(parameter.numel() for parameter in load_model(reference).module.parameters())
 
@@ -301,7 +303,7 @@ def make_row(row: Row, out: Path, known: Mapping[str, Any], targets: Sequence[st
     return {
         "label": row.label,
         "row": asdict(row),
-        "parameters": parameters_of(row, cells),
+        "parameters": parameters_of(row, cells, out),
         "cells": {target: cells[target] for target in row.targets if target in cells},
         "tasks": tasks,
         "seconds": round(known.get("seconds", 0) + time.perf_counter() - start, 1),
