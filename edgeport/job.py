@@ -289,7 +289,7 @@ class Job:
             return None
         made = self.compress_key if self.compresses else self.uncached_key
         context = None if self.model.decoder is None else self.model.decoder.context
-        tuned = self.request.recipe.calibration.model_dump()
+        tuned = self._tuned()
         return stage_key("scales", {"model": made, "cache": form, "context": context, "calibration": tuned})
 
     @property

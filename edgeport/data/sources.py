@@ -80,7 +80,7 @@ def rows_of(source: DataSource, modality: str) -> frozenset[str]:
 
 
 def _rows_of_card(card: str | None) -> frozenset[str]:
-    if card is None:
+    if card is None or not (card in card_names() or Path(card).is_file()):
         return frozenset()
     data = load_card(card)
     if data.kind == "text":

@@ -71,6 +71,8 @@ def test_pictures_of_a_folder_are_what_the_model_is_tuned_on(sees: str, photos: 
     assert set(found.record.sha256.values()) == {hash_file(path) for path in files}
     assert found.record.real
     assert rows_of(recipe.calibration, "image") == rows_of_record(found.record) == set(found.record.sha256.values())
+    elsewhere = DataSource(pictures=("gone",)), DataSource(texts=("gone.txt",)), DataSource(card="gone.toml")
+    assert {rows_of(source, "image") for source in elsewhere} == {frozenset()}
 
 
 def test_a_changed_file_changes_the_key_of_what_is_made(sees: str, photos: Path, tmp_path: Path) -> None:
