@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeport.errors import BadInputError
+from edgeport.sourcing import PICTURES
 from edgeport.validate.suites.definition import Reader
 from edgeport.validate.suites.made import Row, drawn_words, speech_in_noise, spoken_dates
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read_files(
