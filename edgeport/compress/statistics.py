@@ -60,6 +60,20 @@ def input_vectors(layer: torch.nn.Module, value: torch.Tensor) -> torch.Tensor |
     return None
 
 
+def check_input(name: str, value: torch.Tensor) -> None:
+    """Refuse what a layer gets to see when it is not finite.
+
+    Raises:
+        BadInputError: naming the layer.
+    """
+    if not bool(torch.isfinite(value).all()):
+        raise BadInputError(
+            "The calibration data makes values that are not finite.",
+            where=f"input of layer {name}",
+            next_step="Check the checkpoint and its preprocessing; the uncompressed model overflows as well.",
+        )
+
+
 @contextmanager
 def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moments]]:
     """Inside the block every forward of the layers adds to their moments.
@@ -75,12 +89,7 @@ def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moment
             if vectors is None:
                 return
             vectors = vectors.to(torch.float32)
-            if not bool(torch.isfinite(vectors).all()):
-                raise BadInputError(
-                    "The calibration data makes values that are not finite.",
-                    where=f"input of layer {name}",
-                    next_step="Check the checkpoint and its preprocessing; the uncompressed model overflows as well.",
-                )
+            check_input(name, vectors)
             columns = vectors.shape[1]
             found = moments.get(name)
             if found is None:

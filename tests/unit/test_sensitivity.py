@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 
 from edgeport.compress.chain import call
 from edgeport.compress.sensitivity import measure_sensitivity
+from edgeport.errors import BadInputError
 
 
 def samples(count: int) -> list[dict[str, torch.Tensor]]:
@@ -83,7 +84,17 @@ def test_orders_layers_as_the_divergence_does():
     assert float(torch.corrcoef(torch.stack([predicted, measured]))[0, 1]) > 0.8
 
 
-def test_predicts_the_relative_error_of_an_encoder():
+def relative_error(module: nn.Module, other: nn.Module, inputs: list[dict[str, torch.Tensor]]) -> float:
+    """Mean squared error of the hidden states over their energy, halved."""
+    total = 0.0
+    with torch.no_grad():
+        for sample in inputs:
+            one, two = call(module, sample).last_hidden_state, call(other, sample).last_hidden_state
+            total += float((two - one).square().sum() / one.square().sum())
+    return total / len(inputs) / 2
+
+
+def bert() -> nn.Module:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=48,
@@ -93,17 +104,85 @@ def test_predicts_the_relative_error_of_an_encoder():
         num_attention_heads=4,
         initializer_range=0.2,
     )
-    module, inputs = AutoModel.from_config(config, add_pooling_layer=False).eval(), samples(32)
-    name = "encoder.layer.0.output.dense"
+    return AutoModel.from_config(config, add_pooling_layer=False).eval()
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.0.intermediate.dense", "encoder.layer.1.output.dense"])
+def test_predicts_the_relative_error_of_an_encoder(name):
+    module, inputs = bert(), samples(32)
     layers = {name: module.get_submodule(name)}
     found = measure_sensitivity(module, layers, inputs * 8, ("last_hidden_state",))[name]
     change = 0.01 * torch.randn(layers[name].weight.shape, generator=torch.Generator().manual_seed(9))
-    other, measured = changed(module, name, change), 0.0
+    measured = relative_error(module, changed(module, name, change), inputs)
+    assert found.cost(change) == pytest.approx(measured, rel=0.5)
+
+
+class Sink(nn.Module):
+    """A layer whose input is a thousand times larger at the first position, which the output hardly reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(48, 16)
+        self.middle = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 48)
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        size = torch.ones(input_ids.shape[1], 1)
+        size[0] = 1000.0
+        return {"logits": self.head(self.middle(self.table(input_ids) * size) / size.square())}
+
+
+def test_a_massive_activation_counts_for_what_depends_on_it():
+    module, inputs = Sink().eval(), samples(64)
+    found = measure_sensitivity(module, {"middle": module.middle}, inputs * 4, ("logits",))["middle"]
+    change = 0.01 * torch.randn(16, 16, generator=torch.Generator().manual_seed(7))
+    other, measured = changed(module, "middle", change), 0.0
     with torch.no_grad():
         for sample in inputs:
-            one, two = call(module, sample).last_hidden_state, call(other, sample).last_hidden_state
-            measured += float((two - one).square().sum() / one.square().sum()) / len(inputs)
-    assert found.cost(change) == pytest.approx(measured / 2, rel=0.5)
+            one, two = (m(**sample)["logits"].double().log_softmax(-1) for m in (module, other))
+            measured += float((one.exp() * (one - two)).sum(-1).mean()) / len(inputs)
+    assert found.cost(change) == pytest.approx(measured, rel=0.25)
+
+
+def test_one_sample_of_exploding_gradients_does_not_decide():
+    """Its divergence would saturate, as no sample's does much: what it promises is capped."""
+    module, inputs = Sink().eval(), samples(16)
+    plain = measure_sensitivity(module, {"middle": module.middle}, inputs, ("logits",))["middle"]
+    scales = iter([1.0] * 15 + [1000.0])
+    handle = module.middle.register_forward_hook(lambda _layer, _inputs, output: output * next(scales))
+    skewed = measure_sensitivity(module, {"middle": module.middle}, inputs, ("logits",))["middle"]
+    handle.remove()
+    assert float(skewed.energy.sum()) < 1.5 * float(plain.energy.sum())
+
+
+def test_a_layer_that_most_samples_do_not_reach_counts_for_those_that_do():
+    module, inputs = Sink().eval(), samples(8)
+    whole = measure_sensitivity(module, {"middle": module.middle}, inputs[:2], ("logits",))["middle"]
+
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+            self.calls = 0
+
+        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            found = self.inner(input_ids)["logits"]
+            return {"logits": found if self.calls <= 2 else found * 0}
+
+    some = measure_sensitivity(Sometimes(), {"inner.middle": module.middle}, inputs, ("logits",))["inner.middle"]
+    torch.testing.assert_close(some.energy, whole.energy / 4)
+
+
+def test_activations_that_are_not_finite_are_refused_by_the_layers_name():
+    module = llama()
+    with torch.no_grad():
+        module.model.layers[0].mlp.up_proj.weight.fill_(float("inf"))
+    layers = {name: module.get_submodule(name) for name in NAMES}
+    with pytest.raises(BadInputError, match="not finite") as caught:
+        measure_sensitivity(module, layers, samples(1), ("logits",))
+    assert "model.layers.0.mlp.down_proj" in str(caught.value.where)
 
 
 def test_the_module_is_left_as_it_was():
