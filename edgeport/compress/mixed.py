@@ -81,8 +81,7 @@ def _option(item: Assignment, weight: torch.Tensor, sensitivities: Sequence[Sens
     """What one format of one weight stores and costs, in all the layers that use it."""
     if not item.format.quantized:
         return Choice("float", weight.numel() * float_bytes, 0.0)
-    second = next((found.second for found in sensitivities if found.second is not None), None)
-    importance = None if second is None else second.diagonal()
+    importance = next((found.importance for found in sensitivities if found.importance is not None), None)
     if item.format.scheme == "lut":
         tensor = quantize_palette(
             weight,

@@ -1,19 +1,20 @@
 """How much a changed weight costs: the divergence from the float model that each layer's error makes, by second order.
 
 For a model with logits the mean KL divergence of a changed model from the float one is, to second order,
-1/2 E[(g . e)^2] with g the gradient of log p(label) for labels drawn from the model itself (the Fisher
-information) and e the change of a layer's output. Channels and positions of the gradient are taken as uncorrelated,
-and a position's share in the gradient as the same for every channel; then it is
+1/2 E[<G, D>^2] for a change D of a weight, with G the weight's gradient of log p(label) for labels drawn from the
+model itself (the Fisher information). Rounding errors of different weights are as good as independent, which leaves
 
-    1/2 sum over channels n of E[g_n^2] * d_n H d_n^T
+    1/2 sum over weights of E[G^2] * D^2
 
-for a change D of the weight, where H is the mean of x x^T over the positions, each weighted by its gradient's
-energy: one forward and one backward a sample serve every layer and every format. The weights matter (compare the
-factors of Martens and Grosse 2015, https://arxiv.org/abs/1503.05671, which take x and g as independent): language
-models have positions with activations hundreds of times larger than all others (Sun et al. 2024,
-https://arxiv.org/abs/2402.17762), and those are the ones that the outputs hardly depend on. Where there are no
-logits the gradients are those of a random direction in the outputs, scaled by their norm, and the cost is half the
-expected squared relative error.
+(LeCun et al. 1989, Optimal Brain Damage): one forward and one backward a sample serve every layer and every format.
+G is the sum over positions of g x^T, with g the gradient of the layer's output and x its input. Taking x and g as
+independent instead, as Kronecker factors do (Martens and Grosse 2015, https://arxiv.org/abs/1503.05671), misses
+by two orders of magnitude in both directions: language models have positions with activations hundreds of times
+larger than all others (Sun et al. 2024, https://arxiv.org/abs/2402.17762), on which the outputs hardly depend; and
+what attention averages over many positions adds up over all of them.
+
+Where there are no logits the gradients are those of a random direction in the outputs, scaled by their norm, and the
+cost is half the expected squared relative error.
 
 Second order holds for small changes alone. A sample that stands where a massive activation is about to appear or to
 vanish can have hundreds of times the others' gradients, and its divergence saturates long before it is what they
@@ -27,14 +28,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from edgeport.compress.chain import call
-from edgeport.compress.statistics import check_input, input_vectors
+from edgeport.compress.statistics import check_input, padded
 from edgeport.model.inputs import select_outputs
 from edgeport.quantized import as_matrix
 
 CAP = 4.0
-"""A sample's energy counts up to so many times the median of the samples'."""
+"""A sample counts up to so many times the median of the samples'."""
 
 
 @dataclass
@@ -42,16 +44,18 @@ class Sensitivity:
     """What an error of one layer costs.
 
     Attributes:
-        energy: mean over samples of the sum over positions of g^2: (N,) by channel of the output, (K,) for
-            an embedding, whose rows are its outputs.
-        second: (K, K) mean of x x^T over the layer's input vectors, weighted by the energy of their positions'
-            gradients within a sample; None for an embedding or a grouped convolution.
+        fisher: mean over samples of the squared gradient: (N, K) of the weight as a matrix; of an embedding (K,), of
+            its outputs' channels, summed over positions.
         looked_up: the weight is a table; each position reads one row.
     """
 
-    energy: torch.Tensor
-    second: torch.Tensor | None
+    fisher: torch.Tensor
     looked_up: bool
+
+    @property
+    def importance(self) -> torch.Tensor | None:
+        """(K,) how much each column of the weight matters; None for a table, whose columns a position reads alike."""
+        return None if self.looked_up else self.fisher.sum(0)
 
     def cost(self, change: torch.Tensor) -> float:
         """What a changed weight adds to the divergence, nats a sample (see the module).
@@ -59,12 +63,9 @@ class Sensitivity:
         Args:
             change: (N, K), the new weight minus the float one.
         """
-        if self.looked_up:
-            # Every row counts the same: which tokens a few samples hold says nothing about the others.
-            return 0.5 * float((change.square().mean(0) * self.energy).sum())
-        if self.second is None:
-            return 0.5 * float((change.square().sum(1) * self.energy).sum())
-        return 0.5 * float(((change @ self.second).mul_(change).sum(1) * self.energy).sum())
+        # Every row of a table counts the same: which tokens a few samples hold says nothing about the others.
+        square = change.square().mean(0) if self.looked_up else change.square()
+        return 0.5 * float((square * self.fisher).sum())
 
 
 def objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -> torch.Tensor:
@@ -81,11 +82,38 @@ def objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -
     return total
 
 
-def _typical(energies: Sequence[torch.Tensor], samples: int) -> torch.Tensor:
-    """The mean over samples, none of which counts more than `CAP` times the median one."""
-    found = torch.stack([energy for energy in energies if energy.any()] or list(energies[:1]))
-    totals = found.sum(1)
-    return (found * (CAP * totals.median() / totals).nan_to_num(1).clamp_max(1)[:, None]).sum(0) / samples
+def weight_gradient(layer: torch.nn.Module, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of a layer's weight, as a matrix (N, K), from its input and its output's gradient.
+
+    Args:
+        layer: a Linear or a convolution, of any grouping.
+    """
+    if isinstance(layer, torch.nn.Linear):
+        return gradient.flatten(0, -2).T @ value.flatten(0, -2)
+    assert isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d)
+    of_weight = conv1d_weight if isinstance(layer, torch.nn.Conv1d) else conv2d_weight
+    found = of_weight(  # type: ignore[no-untyped-call]
+        padded(layer, value),
+        layer.weight.shape,
+        gradient,
+        stride=layer.stride,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+    return as_matrix(found)
+
+
+@dataclass
+class _Sum:
+    """Squared gradients of samples: their shape, each sample's scaled to a sum of 1, and their size."""
+
+    shape: torch.Tensor
+    sizes: list[float]
+
+    def mean(self, samples: int) -> torch.Tensor:
+        """Over so many samples, none of which counts more than `CAP` times the median one that reaches the layer."""
+        sizes = torch.tensor(self.sizes)
+        return self.shape * (sizes.clamp_max(CAP * sizes.median()).mean() / samples)
 
 
 def measure_sensitivity(
@@ -108,8 +136,7 @@ def measure_sensitivity(
         BadInputError: an activation is not finite; the message names the layer.
     """
     generator = torch.Generator().manual_seed(seed)
-    energies: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
-    second: dict[str, torch.Tensor] = {}
+    sums: dict[str, _Sum] = {}
 
     def hook(name: str) -> Any:
         def watch(layer: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -118,14 +145,15 @@ def measure_sensitivity(
             check_input(name, value)
 
             def note(gradient: torch.Tensor) -> None:
-                channels = 1 if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d) else gradient.dim() - 1
-                squares = gradient.square().movedim(channels, -1).flatten(0, -2)
-                energies[name].append(squares.sum(0))
-                vectors, total = input_vectors(layer, value), float(squares.sum())
-                if vectors is not None and total > 0:
-                    shares = squares.sum(1, keepdim=True) / total
-                    found = (vectors * shares).T @ vectors
-                    second[name] = second[name] + found if name in second else found
+                if isinstance(layer, torch.nn.Embedding):
+                    square = gradient.square().flatten(0, -2).sum(0)
+                else:
+                    square = weight_gradient(layer, value, gradient).square_()
+                size = float(square.sum())
+                if size > 0:
+                    found = sums.setdefault(name, _Sum(torch.zeros_like(square), []))
+                    found.shape.add_(square, alpha=1 / size)
+                    found.sizes.append(size)
 
             result.register_hook(note)  # type: ignore[no-untyped-call]
             return result
@@ -149,10 +177,10 @@ def measure_sensitivity(
     found = {}
     for name, layer in layers.items():
         looked_up = isinstance(layer, torch.nn.Embedding)
-        if energies[name]:
-            energy = _typical(energies[name], len(inputs))
+        if name in sums:
+            fisher = sums[name].mean(len(inputs))
         else:
-            energy = torch.zeros(as_matrix(layer.get_parameter("weight")).shape[1 if looked_up else 0])
-        mean = second[name] / len(energies[name]) if name in second else None
-        found[name] = Sensitivity(energy, mean, looked_up)
+            shape = as_matrix(layer.get_parameter("weight")).shape
+            fisher = torch.zeros(shape[1:] if looked_up else shape)
+        found[name] = Sensitivity(fisher, looked_up)
     return found

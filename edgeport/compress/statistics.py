@@ -35,6 +35,14 @@ class Moments:
     count: int = 0
 
 
+def padded(layer: torch.nn.Conv1d | torch.nn.Conv2d, value: torch.Tensor) -> torch.Tensor:
+    """A convolution's input with the layer's own padding around it: "same" and reflected ones are words or modes."""
+    pad = layer._reversed_padding_repeated_twice
+    if not any(pad):
+        return value
+    return F.pad(value, pad, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
 def input_vectors(layer: torch.nn.Module, value: torch.Tensor) -> torch.Tensor | None:
     """A layer's input as the vectors (T, K) that each row of its weight, seen as a matrix, is multiplied with.
 
@@ -43,12 +51,7 @@ def input_vectors(layer: torch.nn.Module, value: torch.Tensor) -> torch.Tensor |
     if isinstance(layer, torch.nn.Linear):
         return value.reshape(-1, value.shape[-1])
     if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d) and layer.groups == 1:
-        flat = isinstance(layer, torch.nn.Conv1d)
-        # The layer's own padding: "same" and reflected ones are tuples or words by now.
-        pad, twice = layer._reversed_padding_repeated_twice, layer.padding
-        if layer.padding_mode != "zeros" or isinstance(twice, str) or any(twice):
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            value = F.pad(value, pad, mode=mode)
+        flat, value = isinstance(layer, torch.nn.Conv1d), padded(layer, value)
         grow = (lambda size: (1, *size)) if flat else tuple
         patches = F.unfold(
             value.unsqueeze(2) if flat else value,

@@ -67,9 +67,7 @@ def test_a_tied_weight_costs_what_it_does_in_both_places():
     layers: dict[str, nn.Module] = {key: model.module.get_submodule(key) for key in ("model.embed_tokens", "lm_head")}
     alone = measure_sensitivity(model.module, layers, inputs, ("logits",))
     weight = model.module.get_parameter(name).detach()
-    second = alone["lm_head"].second
-    assert second is not None
-    change = dequantize(quantize_rtn(weight, item.grid, importance=second.diagonal())) - weight
+    change = dequantize(quantize_rtn(weight, item.grid, importance=alone["lm_head"].importance)) - weight
     option = next(option for option in table[name] if option.format == "int8")
     costs = {key: found.cost(change) for key, found in alone.items()}
     assert min(costs.values()) > 0
