@@ -13,6 +13,7 @@ import torch
 from edgeport.compress.assign import Assignment, assign
 from edgeport.compress.bias import correct_biases
 from edgeport.compress.calibrate import as_tensors, calibration_samples
+from edgeport.compress.guidance import Guidance, measure_guidance
 from edgeport.compress.journal import Journal, Made, Note
 from edgeport.compress.lines import weight_line
 from edgeport.compress.mixed import Option, Table, choose_formats
@@ -48,7 +49,8 @@ class LayerRecord:
         method: what chose the codes; empty for a weight left in float.
         relative_error: ||after - before|| / ||before||, of the weight itself.
         output_error: the same of the layer's output over the calibration inputs, as the layers quantized before
-            it make them; None where the method saw no inputs, or training changed the layer afterwards.
+            it make them, positions weighted as the method weighs them; None where the method saw no inputs, or
+            training changed the layer afterwards.
         tied: every name of the weight when it has several.
         sha256: of the logical codes and scales (`quantized.digest`), None for a weight left in float.
         options: with mixed precision, what every worthwhile format would store and cost, fewest bytes first.
@@ -197,6 +199,27 @@ def _quantize(step: Quantize, item: Assignment, weight: torch.Tensor, moments: M
     return tensor, Note(name, (max(output_error(change, second), 0.0) / energy) ** 0.5 if energy > 0 else 0.0)
 
 
+def _guidance(
+    model: Model,
+    assignments: Sequence[Assignment],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    progress: Report | None,
+) -> Guidance:
+    """How much each position counts, for every layer whose weight is quantized by its inputs."""
+    names = {
+        name.rpartition(".")[0] for item in assignments if item.format.quantized for name in item.tied or (item.name,)
+    }
+    layers = {name: model.module.get_submodule(name) for name in sorted(names)}
+    multiplying = {name: layer for name, layer in layers.items() if not isinstance(layer, torch.nn.Embedding)}
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, len(inputs), f"gradients of sample {done}")
+
+    outputs = tuple(spec.name for spec in model.outputs)
+    return measure_guidance(model.module, multiplying, inputs, outputs, progress=report)
+
+
 def _fine_tune(
     model: Model,
     teacher: Model,
@@ -306,7 +329,15 @@ def apply_recipe(
     if isinstance(step, Gptq) or recipe.reconstruct is not None:
         tune = None if recipe.reconstruct is None else _tuning(recipe.reconstruct, inputs, training, say)
         finished = quantize_in_sequence(
-            model.module, assignments, inputs, method, tune=tune, journal=journal, progress=progress, log=log
+            model.module,
+            assignments,
+            inputs,
+            method,
+            guidance=_guidance(model, assignments, inputs, progress) if isinstance(step, Gptq) else None,
+            tune=tune,
+            journal=journal,
+            progress=progress,
+            log=log,
         )
     else:
         parameters = dict(model.module.named_parameters(remove_duplicate=False))

@@ -25,14 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.grad import conv1d_weight, conv2d_weight
 
-from edgeport.compress.chain import call
-from edgeport.compress.statistics import check_input, padded
-from edgeport.model.inputs import select_outputs
+from edgeport.compress.backward import visit_gradients
+from edgeport.compress.statistics import padded
 from edgeport.quantized import as_matrix
 
 CAP = 4.0
@@ -66,20 +64,6 @@ class Sensitivity:
         # Every row of a table counts the same: which tokens a few samples hold says nothing about the others.
         square = change.square().mean(0) if self.looked_up else change.square()
         return 0.5 * float((square * self.fisher).sum())
-
-
-def objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -> torch.Tensor:
-    """A scalar whose squared gradient is the Fisher information of the outputs."""
-    total = torch.zeros(())
-    for name, value in select_outputs(result, outputs).items():
-        if name == "logits":
-            logs = value.reshape(-1, value.shape[-1]).log_softmax(-1)
-            drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
-            total = total + logs.gather(1, drawn).sum() / logs.shape[0] ** 0.5
-        elif value.is_floating_point():
-            direction = torch.randn(value.shape, generator=generator)
-            total = total + (value * direction).sum() / value.detach().norm().clamp_min(1e-12)
-    return total
 
 
 def weight_gradient(layer: torch.nn.Module, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -127,7 +111,7 @@ def measure_sensitivity(
     """Of every layer, by the names given; a layer that no sample reaches costs nothing.
 
     Args:
-        module: in eval mode. Its parameters' `requires_grad` is put back.
+        module: in eval mode.
         inputs: samples as the module takes them.
         outputs: names of the outputs that count, in the module's order.
         seed: of the labels drawn.
@@ -135,45 +119,21 @@ def measure_sensitivity(
     Raises:
         BadInputError: an activation is not finite; the message names the layer.
     """
-    generator = torch.Generator().manual_seed(seed)
     sums: dict[str, _Sum] = {}
 
-    def hook(name: str) -> Any:
-        def watch(layer: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            result = output if output.requires_grad else output.detach().requires_grad_()
-            value = inputs[0].detach()
-            check_input(name, value)
+    def add(name: str, _sample: int, value: torch.Tensor, gradient: torch.Tensor) -> None:
+        layer = layers[name]
+        if isinstance(layer, torch.nn.Embedding):
+            square = gradient.square().flatten(0, -2).sum(0)
+        else:
+            square = weight_gradient(layer, value, gradient).square_()
+        size = float(square.sum())
+        if size > 0:
+            found = sums.setdefault(name, _Sum(torch.zeros_like(square), []))
+            found.shape.add_(square, alpha=1 / size)
+            found.sizes.append(size)
 
-            def note(gradient: torch.Tensor) -> None:
-                if isinstance(layer, torch.nn.Embedding):
-                    square = gradient.square().flatten(0, -2).sum(0)
-                else:
-                    square = weight_gradient(layer, value, gradient).square_()
-                size = float(square.sum())
-                if size > 0:
-                    found = sums.setdefault(name, _Sum(torch.zeros_like(square), []))
-                    found.shape.add_(square, alpha=1 / size)
-                    found.sizes.append(size)
-
-            result.register_hook(note)  # type: ignore[no-untyped-call]
-            return result
-
-        return watch
-
-    needed = [parameter.requires_grad for parameter in module.parameters()]
-    module.requires_grad_(False)
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with torch.enable_grad():
-            for sample in inputs:
-                drawn = objective(call(module, sample), outputs, generator)
-                if drawn.requires_grad:  # otherwise no layer of these has a say in the outputs
-                    drawn.backward()  # type: ignore[no-untyped-call]
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, value in zip(module.parameters(), needed, strict=True):
-            parameter.requires_grad_(value)
+    visit_gradients(module, layers, inputs, outputs, add, seed=seed)
     found = {}
     for name, layer in layers.items():
         looked_up = isinstance(layer, torch.nn.Embedding)

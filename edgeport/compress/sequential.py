@@ -21,6 +21,7 @@ import torch
 
 from edgeport.compress.assign import Assignment
 from edgeport.compress.chain import call, find_chains, hidden_states
+from edgeport.compress.guidance import Guidance
 from edgeport.compress.journal import Journal, Made, Progressed
 from edgeport.compress.lines import block_line, weight_line
 from edgeport.compress.statistics import Moments, observed
@@ -167,6 +168,23 @@ def hand_on(block: torch.nn.Module, calls: list[_Call]) -> None:
         calls[place] = one.on(hidden_states(block(*one.arguments, **one.named)))
 
 
+@dataclass
+class _Weigh:
+    """What `observed` asks about the sample that is running.
+
+    Attributes:
+        owners: the name of a weight -> its layer's.
+        sample: its index.
+    """
+
+    guidance: Guidance | None
+    owners: Mapping[str, str]
+    sample: int = 0
+
+    def __call__(self, name: str, count: int) -> torch.Tensor | None:
+        return None if self.guidance is None else self.guidance.of(self.owners[name], self.sample, count)
+
+
 def _first_open(before: Progressed, chain: int) -> int:
     """The first block of a chain that an earlier run did not finish."""
     if before.position is None or before.position[0] < chain:
@@ -180,6 +198,7 @@ def quantize_in_sequence(
     inputs: Inputs,
     method: Method,
     *,
+    guidance: Guidance | None = None,
     tune: Tune | None = None,
     journal: Journal | None = None,
     progress: Report | None = None,
@@ -190,6 +209,7 @@ def quantize_in_sequence(
     Args:
         module: the float module; it is not changed.
         inputs: calibration samples, as the module takes them, batch 1.
+        guidance: how much each position of a layer's input counts; None for all alike.
         tune: what to do with a block whose weights are quantized, before it runs once more.
         journal: where finished blocks are noted, and taken from when a run was cut short.
         progress: called after every weight.
@@ -220,8 +240,9 @@ def quantize_in_sequence(
             say(f"{len(before.made)} of {total} weights were finished by a run before this one.")
         # Their inputs are those of the float model.
         left = {weight: module.get_submodule(layer) for weight, layer in outside.items() if weight in run.open}
-        with observed(left) as moments:
-            for sample in inputs if left else ():
+        weigh = _Weigh(guidance, outside)
+        with observed(left, weigh) as moments:
+            for weigh.sample, sample in enumerate(inputs if left else ()):
                 call(module, sample)
         # Tables that are looked up come before every chain; the rest would change what the chains see too early.
         first = [name for name in left if "embedding" in run.open[name].kinds]
@@ -237,8 +258,9 @@ def quantize_in_sequence(
                 taught = [one.on(state) for one, state in zip(taught, before.float_hidden, strict=True)]
             for index, name in enumerate(chain[start:], start):
                 block, owners = run.layers[name], run.owners(f"{name}.")
-                with observed({weight: run.layers[layer] for weight, layer in owners.items()}) as inside:
-                    for one in calls:
+                weigh = _Weigh(guidance, owners)
+                with observed({weight: run.layers[layer] for weight, layer in owners.items()}, weigh) as inside:
+                    for weigh.sample, one in enumerate(calls):
                         block(*one.arguments, **one.named)
                 run.quantize(list(owners), inside)
                 if owners:

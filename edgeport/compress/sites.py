@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from edgeport.activations import ActivationGrid, fake_quantize
+from edgeport.compress.backward import objective
 from edgeport.compress.chain import call
 from edgeport.compress.flow import Flow
 from edgeport.compress.ranges import Histogram
-from edgeport.compress.sensitivity import objective
 from edgeport.errors import BadInputError
 
 Inputs = Sequence[Mapping[str, torch.Tensor]]

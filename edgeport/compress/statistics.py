@@ -7,7 +7,7 @@ output, summed over those inputs, is tr(D H D^T).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Moments:
     """Sums over the input vectors of one layer.
 
     Attributes:
-        second: (K, K) float32, sum of x x^T.
+        second: (K, K) float32, sum of x x^T, of which some may count more than others.
         mean_abs: (K,) float32, sum of |x|.
         max_abs: (K,) float32, largest |x|.
         count: input vectors summed.
@@ -77,9 +77,18 @@ def check_input(name: str, value: torch.Tensor) -> None:
         )
 
 
+Weigh = Callable[[str, int], torch.Tensor | None]
+"""(a layer's name, how many input vectors) -> their weights (T,) with a mean of 1; None for all alike."""
+
+
 @contextmanager
-def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moments]]:
+def observed(
+    layers: Mapping[str, torch.nn.Module], weigh: Weigh = lambda _name, _count: None
+) -> Iterator[dict[str, Moments]]:
     """Inside the block every forward of the layers adds to their moments.
+
+    Args:
+        weigh: how much each vector counts in the second moment.
 
     Raises:
         BadInputError: an activation is not finite; the message names the layer.
@@ -99,7 +108,9 @@ def observed(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, Moment
                 found = moments[name] = Moments(
                     torch.zeros(columns, columns), torch.zeros(columns), torch.zeros(columns)
                 )
-            found.second.addmm_(vectors.T, vectors)
+            weights = weigh(name, vectors.shape[0])
+            weighted = vectors if weights is None else vectors * weights[:, None]
+            found.second.addmm_(weighted.T, vectors)
             size = vectors.abs()
             found.mean_abs += size.sum(0)
             found.max_abs = torch.maximum(found.max_abs, size.amax(0))
