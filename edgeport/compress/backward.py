@@ -2,19 +2,27 @@
 
 The mean KL divergence of a changed model from the float one is to second order a quadratic form of the change, whose
 matrix is the expected outer product of the gradients of log p(label), for labels drawn from the model itself.
+
+The blocks of a chain run twice, once for what comes after them and once more on the way back (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174): what is held is a hidden state a block and the activations of one block, so that
+memory hardly grows with depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from edgeport.compress.chain import call
+from edgeport.compress.chain import call, find_chains
 from edgeport.compress.statistics import check_input
 from edgeport.model.inputs import select_outputs
 
+Note = Callable[[torch.Tensor, torch.Tensor], None]
 Visit = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 """(a layer's name, the sample's index, the layer's input, the gradient of its output)."""
 
@@ -31,6 +39,43 @@ def objective(result: Any, outputs: Sequence[str], generator: torch.Generator) -
             direction = torch.randn(value.shape, generator=generator)
             total = total + (value * direction).sum() / value.detach().norm().clamp_min(1e-12)
     return total
+
+
+class _Watch(torch.autograd.Function):
+    """The identity on a layer's output, which shows the layer's input and the output's gradient on the way back.
+
+    The input is saved as autograd saves tensors, so that a block that runs twice does not hold it in between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, value: torch.Tensor, note: Note) -> torch.Tensor:
+        ctx.save_for_backward(value)
+        ctx.note = note
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (value,) = ctx.saved_tensors
+        ctx.note(value, gradient)
+        return gradient, None, None
+
+
+@contextmanager
+def _running_twice(module: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the blocks of the module's chains keep no activations for the way back."""
+    with torch.no_grad():
+        names = [name for chain in find_chains(module, example) for name in chain]
+    blocks = [module.get_submodule(name) for name in names]
+    own = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
 
 
 def visit_gradients(
@@ -66,8 +111,7 @@ def visit_gradients(
             result = output if output.requires_grad else output.detach().requires_grad_()
             value = inputs[0].detach()
             check_input(name, value)
-            result.register_hook(lambda gradient: visit(name, current, value, gradient))  # type: ignore[no-untyped-call]
-            return result
+            return _Watch.apply(result, value, partial(visit, name, current))  # type: ignore[no-untyped-call,no-any-return]
 
         return watch
 
@@ -75,7 +119,7 @@ def visit_gradients(
     module.requires_grad_(False)
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        with torch.enable_grad():
+        with _running_twice(module, inputs[0]), torch.enable_grad():
             for current, sample in enumerate(inputs):
                 drawn = objective(call(module, sample), outputs, generator)
                 if drawn.requires_grad:  # otherwise no layer of these has a say in the outputs

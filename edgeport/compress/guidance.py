@@ -57,18 +57,26 @@ def measure_guidance(
         BadInputError: an activation is not finite; the message names the layer.
     """
     weights: dict[str, dict[int, torch.Tensor]] = {name: {} for name in layers}
-    again: set[tuple[str, int]] = set()
+    found: dict[str, torch.Tensor | None] = {}
 
-    def note(name: str, sample: int, _value: torch.Tensor, gradient: torch.Tensor) -> None:
+    def note(name: str, _sample: int, _value: torch.Tensor, gradient: torch.Tensor) -> None:
         channels = 1 if isinstance(layers[name], torch.nn.Conv1d | torch.nn.Conv2d) else gradient.dim() - 1
         energy = gradient.square().sum(channels).flatten()
         mean = float(energy.mean())
-        if sample in weights[name]:
-            again.add((name, sample))
-        if mean > 0:
-            weights[name][sample] = energy.mul_((1 - FLOOR) / mean).add_(FLOOR)
+        # Of a layer that runs twice, which of its runs comes first is not the same in another pass.
+        known = mean > 0 and name not in found
+        found[name] = energy.mul_((1 - FLOOR) / mean).add_(FLOOR) if known else None
 
-    visit_gradients(module, layers, inputs, outputs, note, seed=seed, progress=progress)
-    for name, sample in again:  # which of its runs comes first is not the same in another pass
-        del weights[name][sample]
+    def keep(done: int) -> None:
+        kept = {name: energy for name, energy in found.items() if energy is not None}
+        if kept:
+            # In one piece: small tensors that stay between large ones that come and go hold the memory of those.
+            pieces = torch.cat(list(kept.values())).split([len(energy) for energy in kept.values()])
+            for name, piece in zip(kept, pieces, strict=True):
+                weights[name][done - 1] = piece
+        found.clear()
+        if progress is not None:
+            progress(done)
+
+    visit_gradients(module, layers, inputs, outputs, note, seed=seed, progress=keep)
     return Guidance(weights)

@@ -179,33 +179,42 @@ def test_a_massive_activation_counts_for_what_depends_on_it():
     assert found.cost(change) == pytest.approx(measured, rel=0.25)
 
 
+class Marked(nn.Module):
+    """A model that answers some times over where the first token is the mark, as `factor` says, and once elsewhere."""
+
+    def __init__(self, inner: nn.Module, factor: float, elsewhere: float) -> None:
+        super().__init__()
+        self.inner, self.factor, self.elsewhere = inner, factor, elsewhere
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        factor = self.factor if int(input_ids[0, 0]) == 0 else self.elsewhere
+        return {"logits": factor * self.inner(input_ids)["logits"]}
+
+
+def marked(inputs: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
+    """The inputs, of which so many begin with the mark."""
+    rows = [sample["input_ids"].clone().clamp_min(1) for sample in inputs]
+    for row in rows[:count]:
+        row[0, 0] = 0
+    return [{"input_ids": row} for row in rows]
+
+
 def test_one_sample_of_exploding_gradients_does_not_decide():
     """Its divergence would saturate, as no sample's does much: what it promises is capped."""
-    module, inputs = Sink().eval(), samples(16)
-    plain = measure_sensitivity(module, {"middle": module.middle}, inputs, ("logits",))["middle"]
-    scales = iter([1.0] * 15 + [1000.0])
-    handle = module.middle.register_forward_hook(lambda _layer, _inputs, output: output * next(scales))
-    skewed = measure_sensitivity(module, {"middle": module.middle}, inputs, ("logits",))["middle"]
-    handle.remove()
-    assert float(skewed.fisher.sum()) < 1.5 * float(plain.fisher.sum())
+    module, inputs = Sink().eval(), marked(samples(16), 1)
+    layers = {"inner.middle": module.middle}
+    plain, skewed = (
+        measure_sensitivity(Marked(module, factor, 1.0), layers, inputs, ("logits",))["inner.middle"].fisher.sum()
+        for factor in (1.0, 30.0)
+    )
+    assert float(plain) < float(skewed) < 1.5 * float(plain)
 
 
 def test_a_layer_that_most_samples_do_not_reach_counts_for_those_that_do():
-    module, inputs = Sink().eval(), samples(8)
-    whole = measure_sensitivity(module, {"middle": module.middle}, inputs[:2], ("logits",))["middle"]
-
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-            self.calls = 0
-
-        def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            self.calls += 1
-            found = self.inner(input_ids)["logits"]
-            return {"logits": found if self.calls <= 2 else found * 0}
-
-    some = measure_sensitivity(Sometimes(), {"inner.middle": module.middle}, inputs, ("logits",))["inner.middle"]
+    module, inputs = Sink().eval(), marked(samples(8), 2)
+    layers = {"inner.middle": module.middle}
+    whole = measure_sensitivity(Marked(module, 1.0, 1.0), layers, inputs[:2], ("logits",))["inner.middle"]
+    some = measure_sensitivity(Marked(module, 1.0, 0.0), layers, inputs, ("logits",))["inner.middle"]
     torch.testing.assert_close(some.fisher, whole.fisher / 4)
 
 
