@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from edgeport.compress.assign import Assignment
-from edgeport.compress.guidance import FLOOR, Guidance, measure_guidance
+from edgeport.compress.guidance import POSITIONS, STRENGTH, Guidance, measure_guidance, strength_for
 from edgeport.compress.journal import Note
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.sequential import quantize_in_sequence
@@ -36,11 +36,14 @@ def samples(count: int, length: int = 12) -> list[dict[str, torch.Tensor]]:
 
 
 def test_a_position_counts_by_the_squared_gradient_of_the_layers_output():
-    module, inputs = llama(), samples(2)
+    module, inputs = llama(), samples(12)
     name = "model.layers.0.mlp.down_proj"
     layer = module.get_submodule(name)
     guidance = measure_guidance(module, {name: layer}, inputs, ("logits",), seed=5)
     generator = torch.Generator().manual_seed(5)
+    strength = guidance.strength[name]
+    assert 0 < strength < STRENGTH
+    weights = []
     for index, sample in enumerate(inputs):
         kept: list[torch.Tensor] = []
         handle = layer.register_forward_hook(lambda _layer, _inputs, output, kept=kept: kept.append(output))
@@ -51,8 +54,20 @@ def test_a_position_counts_by_the_squared_gradient_of_the_layers_output():
         energy = gradient[0].square().sum(-1)
         found = guidance.of(name, index, 12)
         assert found is not None
-        torch.testing.assert_close(found, FLOOR + (1 - FLOOR) * energy / energy.mean())
+        torch.testing.assert_close(found, 1 - strength + strength * energy / energy.mean())
         assert float(found.mean()) == pytest.approx(1, abs=1e-5)
+        weights.append(found)
+    # Kish's effective size: what the second moment of 64 columns is learned from.
+    whole = torch.cat(weights)
+    assert float(whole.sum() ** 2 / whole.square().sum()) == pytest.approx(POSITIONS * 64, rel=1e-3)
+
+
+def test_short_data_is_not_weighted():
+    even, one = torch.ones(40), torch.zeros(40)
+    one[3] = 40
+    assert strength_for([even], 8) == STRENGTH
+    assert strength_for([even], 20) == 0
+    assert strength_for([one], 8) == pytest.approx((1.5 / 39) ** 0.5)
 
 
 def test_a_convolutions_positions_are_in_the_order_of_its_patches():
@@ -67,12 +82,12 @@ def test_a_convolutions_positions_are_in_the_order_of_its_patches():
             return {"features": self.conv(pixels) * mask}
 
     module = Picture().eval()
-    inputs = [{"pixels": torch.rand(1, 1, 4, 5)}]
+    inputs = [{"pixels": torch.rand(1, 1, 4, 5)}] * 20
     guidance = measure_guidance(module, {"conv": module.conv}, inputs, ("features",))
     found = guidance.of("conv", 0, 12)
     assert found is not None
     assert int(found.argmax()) == 2 * 4 + 1
-    assert float(found.min()) == pytest.approx(FLOOR)
+    assert float(found.min()) == pytest.approx(1 - STRENGTH)
 
 
 def test_what_runs_twice_or_gets_other_positions_is_not_weighted():
@@ -86,11 +101,11 @@ def test_what_runs_twice_or_gets_other_positions_is_not_weighted():
 
     module = Twice().eval()
     layers = {"shared": module.shared, "head": module.head}
-    guidance = measure_guidance(module, layers, samples(2), ("logits",))
+    guidance = measure_guidance(module, layers, samples(20), ("logits",))
     assert guidance.of("shared", 0, 12) is None
     assert guidance.of("head", 0, 12) is not None
     assert guidance.of("head", 0, 11) is None
-    assert guidance.of("head", 2, 12) is None
+    assert guidance.of("head", 20, 12) is None
     assert guidance.of("other", 0, 12) is None
 
 
@@ -137,7 +152,7 @@ def test_gptq_spends_nothing_on_positions_that_the_model_does_not_read():
     for name, guidance in {
         "plain": None,
         "guided": measure_guidance(module, layers, inputs[:64], ("logits",)),
-        "nothing known": Guidance({}),
+        "nothing known": Guidance({}, {}),
     }.items():
         made = quantize_in_sequence(module, (item,), inputs[:64], method, guidance=guidance)
         other = copy.deepcopy(module)
