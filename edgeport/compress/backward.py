@@ -51,7 +51,7 @@ class _Watch(torch.autograd.Function):
     def forward(ctx: Any, output: torch.Tensor, value: torch.Tensor, note: Note) -> torch.Tensor:
         ctx.save_for_backward(value)
         ctx.note = note
-        return output.view_as(output)
+        return output.clone()  # not a view: the model may change it in place
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -90,6 +90,26 @@ def test_a_convolutions_positions_are_in_the_order_of_its_patches():
     assert float(found.min()) == pytest.approx(1 - STRENGTH)
 
 
+def test_what_changes_an_output_in_place_does_not_disturb():
+    class Model(nn.Module):
+        def __init__(self, *, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.act, self.last = nn.Conv2d(1, 8, 3), nn.ReLU(inplace=inplace), nn.Conv2d(8, 2, 1)
+
+        def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"features": self.last(self.act(self.first(pixels)))}
+
+    inputs = [{"pixels": torch.rand(1, 1, 8, 8)}] * 2
+    found = []
+    for inplace in (False, True):
+        module = Model(inplace=inplace).eval()
+        guidance = measure_guidance(module, {"first": module.first, "last": module.last}, inputs, ("features",))
+        found.append(guidance.of("first", 1, 36))
+    assert found[0] is not None
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_what_runs_twice_or_gets_other_positions_is_not_weighted():
     class Twice(nn.Module):
         def __init__(self) -> None:
