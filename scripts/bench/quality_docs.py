@@ -39,6 +39,7 @@ LIMITS = (
     "coremltools' training-time palettization (DKM) and its GPTQ.",
     "NNCF's 4-bit file of Whisper: ONNX Runtime 1.31.1 refuses to run it (a convolution's scales have three axes).",
     "NNCF's `quantize` on Whisper; coremltools' k-means on Whisper and SmolLM2: processor time.",
+    "SmolLM2 in NNCF, Olive and LiteRT, and in coremltools' int4: processor time.",
 )
 """What was tried or considered and has no row, and why."""
 TRIED, LOW_RANK = (Path(__file__).parent / f"quality_{name}.md" for name in ("tried", "lowrank"))
