@@ -7,7 +7,8 @@ GuidedQuant, https://arxiv.org/abs/2505.07004, which also tells groups of output
 
 Weights that differ leave fewer positions to learn from: as many as (sum w)^2 / sum w^2 of equal weight (Kish 1965). A
 second moment of K columns needs some K of them or more, so where data is short the weights are drawn together until
-that many are left, down to no difference at all.
+that many are left, down to no difference at all. Positions of one sample are alike, too, so few samples say too little
+about others, however long they are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from edgeport.compress.backward import visit_gradients
 from edgeport.quantized import as_matrix
 
+SAMPLES = 32
+"""With fewer of them all positions count alike."""
 STRENGTH = 0.7
 """The largest share of a position's weight that its gradient decides: it is the gradient of one drawn label."""
 POSITIONS = 2
@@ -76,7 +79,7 @@ def measure_guidance(
 
     Args:
         layers: Linear layers and convolutions.
-        inputs: samples as the module takes them, batch 1.
+        inputs: samples as the module takes them, batch 1. Below `SAMPLES` nothing is run and nothing weighted.
         outputs: names of the outputs that count, in the module's order.
         seed: of the labels drawn.
         progress: called with the number of samples done.
@@ -84,6 +87,8 @@ def measure_guidance(
     Raises:
         BadInputError: an activation is not finite; the message names the layer.
     """
+    if len(inputs) < SAMPLES:
+        return Guidance({}, {})
     energies: dict[str, dict[int, torch.Tensor]] = {name: {} for name in layers}
     found: dict[str, torch.Tensor | None] = {}
 

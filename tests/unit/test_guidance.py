@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from edgeport.compress.assign import Assignment
-from edgeport.compress.guidance import POSITIONS, STRENGTH, Guidance, measure_guidance, strength_for
+from edgeport.compress.guidance import POSITIONS, SAMPLES, STRENGTH, Guidance, measure_guidance, strength_for
 from edgeport.compress.journal import Note
 from edgeport.compress.quantize.gptq import quantize_gptq
 from edgeport.compress.sequential import quantize_in_sequence
@@ -36,7 +36,7 @@ def samples(count: int, length: int = 12) -> list[dict[str, torch.Tensor]]:
 
 
 def test_a_position_counts_by_the_squared_gradient_of_the_layers_output():
-    module, inputs = llama(), samples(12)
+    module, inputs = llama(), samples(SAMPLES + 1, length=4)
     name = "model.layers.0.mlp.down_proj"
     layer = module.get_submodule(name)
     guidance = measure_guidance(module, {name: layer}, inputs, ("logits",), seed=5)
@@ -52,7 +52,7 @@ def test_a_position_counts_by_the_squared_gradient_of_the_layers_output():
         labels = torch.multinomial(logs.detach().exp(), 1, generator=generator)
         (gradient,) = torch.autograd.grad(logs.gather(1, labels).sum(), kept[0])
         energy = gradient[0].square().sum(-1)
-        found = guidance.of(name, index, 12)
+        found = guidance.of(name, index, 4)
         assert found is not None
         torch.testing.assert_close(found, 1 - strength + strength * energy / energy.mean())
         assert float(found.mean()) == pytest.approx(1, abs=1e-5)
@@ -60,6 +60,14 @@ def test_a_position_counts_by_the_squared_gradient_of_the_layers_output():
     # Kish's effective size: what the second moment of 64 columns is learned from.
     whole = torch.cat(weights)
     assert float(whole.sum() ** 2 / whole.square().sum()) == pytest.approx(POSITIONS * 64, rel=1e-3)
+
+
+def test_few_samples_are_not_weighted():
+    module = llama()
+    layers = {"lm_head": module.lm_head}
+    few = measure_guidance(module, layers, samples(SAMPLES - 1), ("logits",))
+    assert few == Guidance({}, {})
+    assert few.of("lm_head", 0, 12) is None
 
 
 def test_short_data_is_not_weighted():
@@ -82,7 +90,7 @@ def test_a_convolutions_positions_are_in_the_order_of_its_patches():
             return {"features": self.conv(pixels) * mask}
 
     module = Picture().eval()
-    inputs = [{"pixels": torch.rand(1, 1, 4, 5)}] * 20
+    inputs = [{"pixels": torch.rand(1, 1, 4, 5)}] * SAMPLES
     guidance = measure_guidance(module, {"conv": module.conv}, inputs, ("features",))
     found = guidance.of("conv", 0, 12)
     assert found is not None
@@ -100,7 +108,7 @@ def test_what_changes_an_output_in_place_does_not_disturb():
         def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"features": self.last(self.act(self.first(pixels)))}
 
-    inputs = [{"pixels": torch.rand(1, 1, 8, 8)}] * 2
+    inputs = [{"pixels": torch.rand(1, 1, 8, 8)}] * SAMPLES
     found = []
     for inplace in (False, True):
         module = Model(inplace=inplace).eval()
@@ -121,11 +129,11 @@ def test_what_runs_twice_or_gets_other_positions_is_not_weighted():
 
     module = Twice().eval()
     layers = {"shared": module.shared, "head": module.head}
-    guidance = measure_guidance(module, layers, samples(20), ("logits",))
+    guidance = measure_guidance(module, layers, samples(SAMPLES), ("logits",))
     assert guidance.of("shared", 0, 12) is None
     assert guidance.of("head", 0, 12) is not None
     assert guidance.of("head", 0, 11) is None
-    assert guidance.of("head", 20, 12) is None
+    assert guidance.of("head", SAMPLES, 12) is None
     assert guidance.of("other", 0, 12) is None
 
 
