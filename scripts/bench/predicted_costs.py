@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from edgeport.compress.assign import compressible
+from edgeport.compress.calibrate import as_tensors
 from edgeport.compress.chain import call
 from edgeport.compress.mixed import SAMPLES
 from edgeport.compress.quantize.grid import Grid
@@ -74,8 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, form = load_model(arguments.model), WeightFormat.parse(arguments.format)
     grid = Grid(form.bits, form.group_size, form.scheme == "int", "float32")
-    found = samples(model, count=2 * SAMPLES, split="calibration").inputs
-    inputs = [{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in row.items()} for row in found]
+    inputs = as_tensors(model, samples(model, count=2 * SAMPLES, split="calibration"))
     used, held = inputs[:SAMPLES], inputs[SAMPLES:] or inputs
     weights = {
         name: [alias.rpartition(".")[0] for alias in names]
